@@ -1,0 +1,49 @@
+# Muster: `make demo` and `make test` set everything up themselves. Needs Python 3.11+ and make; nothing else.
+#
+#   make demo ARGS=--once     the whole story, then exit 0 (or 1 with the reason)
+#   make test ARGS='-k rollout'
+#   make check                format, lint, types, import contracts
+#   make bench                measured figures of the README
+
+SHELL := /bin/sh
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+  command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+PARTS := shared agent controller simulator
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check bench lock clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+.venv/.installed: requirements.lock pyproject.toml $(PARTS:%=%/pyproject.toml)
+	@test -n "$(PYTHON)" || { echo "Muster needs Python 3.11 or newer; none was found on the PATH." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation $(PARTS:%=-e ./%)
+	@touch $@
+
+install: .venv/.installed
+
+demo: install
+	@$(BIN)/muster demo $(ARGS)
+
+test: install
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: install
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+bench: install
+	@for bench in tests/bench/bench_*.py; do $(BIN)/python $$bench $(ARGS) || exit 1; done
+
+# The lock names no host: hashes alone say what is installed.
+lock:
+	$(PYTHON) -m venv .cache/lock && .cache/lock/bin/pip install --quiet uv
+	.cache/lock/bin/uv pip compile pyproject.toml --group pyproject.toml:dev --universal --generate-hashes \
+	  $(PARTS:%=--no-emit-package muster-%) --no-header --no-annotate --python-version 3.11 --output-file requirements.lock
+
+clean:
+	rm -rf .venv .cache demo

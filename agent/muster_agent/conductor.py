@@ -1,0 +1,601 @@
+"""The conductor: turns what arrives into events of the core, saves what it decides, and carries out the effects.
+
+    wire ─ received ─▶ parse at the edge ─▶ core.update.advance ─▶ journal.commit (state + reports, one transaction)
+    lab  ─ self_test_done ─▶      ▲                                     │
+    time ─ tick ──────────────────┘         store · wire · lab ◀────────┘ effects
+
+Everything outside is a port, so the simulator runs this very class under virtual time and faults. It is
+single-threaded: whoever owns it calls it from one thread. A method never raises for what came from outside: it
+counts, reports, drops.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from random import Random
+
+import structlog
+
+from muster_agent.core import transfer, update
+from muster_agent.core.state import DeviceState, ModelState, Phase
+from muster_agent.core.transfer import Arrival, Transfer
+from muster_agent.core.trust import TrustView
+from muster_shared.variants import choose
+from muster_agent.errors import DiskFull, MetadataIncomplete, StoreError
+from muster_agent.ports import Host, Journal, Lab, Store, Trust, Wire
+from muster_shared.bundle import BundleFile, Manifest, Variant, digest, parse_manifest
+from muster_shared.errors import (
+    AssignmentForged,
+    BundleError,
+    FileTampered,
+    MetadataExpired,
+    MetadataReplayed,
+    TrustError,
+    WireError,
+)
+from muster_shared.ids import DeviceId, EventId, FleetId, ModelName, Sha256
+from muster_shared.messages import (
+    Ack,
+    AssignmentRefused,
+    ControllerSession,
+    Event,
+    EventBody,
+    Hardware,
+    Presence,
+    Refusal,
+    ReleaseRef,
+    TrustFiles,
+    Twin,
+    TwinModel,
+    Want,
+    decode,
+    encode,
+    pack_bits,
+)
+from muster_shared.topics import Channel, ChunkTopic, ControllerTopic, DeviceTopic, Topic, TrustTopic, WantTopic
+
+log = structlog.get_logger()
+
+GRACE_S = 5.0  # Retained topics come in any order: a release may be assigned just before its metadata arrives.
+RESEND_S = 10.0
+OUTBOX_IN_FLIGHT = 64
+TWIN_GAP_S = 0.25
+REMEMBERED_REFUSALS = 256
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who this device is, fixed for the life of the process."""
+
+    fleet: FleetId
+    device: DeviceId
+    boot: str
+    agent_version: str
+    hardware: Hardware
+    labels: dict[str, str] = field(default_factory=dict)
+    endpoint: str | None = None
+    twin_every_s: float = 60.0
+
+
+@dataclass
+class Fetch:
+    """The files of one release on their way, one at a time: memory stays constant and order is the publisher's."""
+
+    release: ReleaseRef
+    phase: Phase
+    files: tuple[BundleFile, ...]
+    current: Transfer | None = None
+    bytes_fetched: int = 0
+
+    @property
+    def length(self) -> int:
+        return sum(file.length for file in self.files)
+
+
+@dataclass
+class Counters:
+    """What the edge refused; each is logged once a boot and counted for ever."""
+
+    malformed: int = 0
+    corrupt_chunks: int = 0
+    refused: int = 0
+
+
+class Conductor:
+    """One device. Call `start` once, then feed it; ask `wake_at` when to call `tick`."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        *,
+        journal: Journal,
+        store: Store,
+        trust: Trust,
+        wire: Wire,
+        lab: Lab,
+        host: Host,
+        clock: Callable[[], float],
+        random: Random,
+    ) -> None:
+        self.identity = identity
+        self.counters = Counters()
+        self._journal = journal
+        self._store = store
+        self._trust = trust
+        self._wire = wire
+        self._lab = lab
+        self._host = host
+        self._clock = clock
+        self._random = random
+        self._state = DeviceState(identity.fleet, identity.device)
+        self._fetches: dict[Sha256, Fetch] = {}
+        self._wakes: list[float] = []
+        self._pending: bytes | None = None
+        self._pending_since = 0.0
+        self._refused: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._sent: dict[EventId, float] = {}
+        self._connected = False
+        self._twin_sequence = 0
+        self._twin_dirty = True
+        self._twin_at = 0.0
+        self._session: str | None = None
+        self._events: deque[update.Event] = deque()
+        self._effects: deque[update.Effect] = deque()
+        self._busy = False
+
+    @property
+    def state(self) -> DeviceState:
+        return self._state
+
+    # -- what happens to a device ------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Take up where the journal left off: verify both slots, serve, resume what was under way."""
+        saved = self._journal.load()
+        if saved is not None:
+            self._state = saved
+        broken = frozenset(
+            slot.bundle_sha256
+            for model in self._state.models.values()
+            for slot in (model.slots.active, model.slots.standby)
+            if slot is not None and not self._runnable(slot)
+        )
+        self._advance(update.PowerCameBack(broken))
+
+    def connected(self) -> None:
+        """The broker is there: say so, tell the twin, open the outbox, ask again for what is missing."""
+        self._connected = True
+        self._sent.clear()
+        presence = Presence(device=self.identity.device, boot=self.identity.boot, online=True, sent_at=self._clock())
+        self._wire.publish(self._own(Channel.PRESENCE), encode(presence), qos=1, retain=True)
+        self._publish_twin()
+        self._flush()
+        for sha256, fetch in sorted(self._fetches.items()):
+            if fetch.current is not None:
+                self._wire.listen(fetch.current.file.sha256)
+                self._ask(sha256, fetch, afresh=True)
+
+    def disconnected(self) -> None:
+        self._connected = False
+
+    def received(self, topic: Topic, payload: bytes) -> None:
+        """One message, as it came."""
+        try:
+            match topic:
+                case DeviceTopic(device, Channel.ASSIGNMENT) if device == self.identity.device:
+                    if payload:
+                        self._pending, self._pending_since = payload, self._clock()
+                        self._reconsider()
+                case DeviceTopic(device, Channel.ACK) if device == self.identity.device:
+                    self._acknowledged(decode(payload, Ack))
+                case ControllerTopic():
+                    session = decode(payload, ControllerSession).session
+                    if session != self._session:
+                        self._session = session
+                        self.connected()
+                case TrustTopic(role):
+                    files = decode(payload, TrustFiles)
+                    if files.role != role:
+                        raise WireError(f"metadata of {files.role!r} on the topic of {role!r}")
+                    if self._trust.offer(files):
+                        self._reconsider()
+                case ChunkTopic(sha256, index):
+                    self._chunk(sha256, index, payload)
+                case _:
+                    raise WireError("nothing that a device listens to")
+        except WireError as error:
+            self._malformed(topic, error)
+
+    def self_test_done(self, bundle: Sha256, refusal: Refusal | None, detail: str) -> None:
+        self._advance(update.SelfTestDone(bundle, refusal, detail))
+
+    def serve_failed(self, bundle: Sha256, detail: str) -> None:
+        self._advance(update.ServeFailed(bundle, detail))
+
+    def tick(self) -> None:
+        """Do what is due. Harmless at any moment."""
+        now = self._clock()
+        if any(at <= now for at in self._wakes):
+            self._wakes = [at for at in self._wakes if at > now]
+            self._advance(update.TimeCame())
+        if self._pending is not None and now >= self._pending_since + GRACE_S:
+            self._reconsider()
+        for sha256, fetch in sorted(self._fetches.items()):
+            if fetch.current is not None and now >= fetch.current.quiet_until:
+                self._ask(sha256, fetch)
+        if self._connected:
+            self._flush()
+            due = self._twin_at + (TWIN_GAP_S if self._twin_dirty else self.identity.twin_every_s)
+            if now >= due or now < self._twin_at:
+                self._publish_twin()
+
+    def wake_at(self) -> float | None:
+        """Return when `tick` is next worth calling, in the clock's seconds."""
+        moments = list(self._wakes)
+        if self._pending is not None and self._clock() < self._pending_since + GRACE_S:
+            moments.append(self._pending_since + GRACE_S)
+        moments += [fetch.current.quiet_until for fetch in self._fetches.values() if fetch.current is not None]
+        if self._connected:
+            moments.append(self._twin_at + (TWIN_GAP_S if self._twin_dirty else self.identity.twin_every_s))
+            moments += [at + RESEND_S for at in self._sent.values()]
+        return min(moments, default=None)
+
+    # -- trust and assignments ---------------------------------------------------------------------------------------
+
+    def _reconsider(self) -> None:
+        """Judge the waiting assignment by the newest metadata that verifies."""
+        view: TrustView | None
+        expired: MetadataExpired | None = None
+        try:
+            view = self._trust.refresh()
+        except MetadataIncomplete:
+            return
+        except MetadataExpired as error:
+            view, expired = self._trust.view(), error
+        except MetadataReplayed as error:
+            self._refuse_once(Refusal.REPLAYED, str(error), None)
+            view = self._trust.view()
+        except TrustError as error:
+            self._refuse_once(Refusal.METADATA_UNTRUSTED, str(error), None)
+            view = self._trust.view()
+        raw = self._pending
+        if raw is None:
+            return
+        if expired is not None:
+            self._refuse_once(Refusal.METADATA_EXPIRED, str(expired), raw)
+            return
+        if view is None:
+            return
+        try:
+            assignment = self._trust.open_assignment(raw)
+        except AssignmentForged as error:
+            if self._clock() >= self._pending_since + GRACE_S:  # A rotated key may be one topic behind.
+                self._pending = None
+                self._refuse_once(Refusal.FORGED, str(error), raw)
+            return
+        event = update.AssignmentArrived(assignment, digest(raw), view.targets)
+        state, effects = update.advance(self._state, event, self._clock())
+        refused = [
+            effect.body
+            for effect in effects
+            if isinstance(effect, update.Report) and isinstance(effect.body, AssignmentRefused)
+        ]
+        if not refused:
+            self._pending = None
+            self._commit(state, effects)
+        elif refused[0].refusal is not Refusal.NOT_A_TARGET:
+            self._pending = None
+            self._refuse_once(refused[0].refusal, refused[0].detail, raw, refused[0].counter)
+        elif self._clock() >= self._pending_since + GRACE_S:
+            # It stays pending: the metadata may come yet, and then it is obeyed.
+            self._refuse_once(refused[0].refusal, refused[0].detail, raw, refused[0].counter)
+
+    def _refuse_once(self, refusal: Refusal, detail: str, raw: bytes | None, counter: int | None = None) -> None:
+        """Report a refusal, but not again for the same bytes: retained topics repeat themselves."""
+        key = (refusal.value, digest(raw) if raw is not None else detail)
+        if key in self._refused:
+            return
+        self._refused[key] = None
+        while len(self._refused) > REMEMBERED_REFUSALS:
+            self._refused.popitem(last=False)
+        self.counters.refused += 1
+        log.warning("assignment_refused", refusal=refusal.value, counter=counter, detail=detail)
+        self._commit(self._state, (update.Report(AssignmentRefused(refusal=refusal, counter=counter, detail=detail)),))
+
+    # -- the core and its effects ------------------------------------------------------------------------------------
+
+    def _advance(self, event: update.Event) -> None:
+        """Let the core decide about `event`; one that arises while effects are carried out waits for its turn."""
+        self._events.append(event)
+        self._drain()
+
+    def _commit(self, state: DeviceState, effects: tuple[update.Effect, ...]) -> None:
+        """Save first, act afterwards: what is done twice after power loss is harmless, what is forgotten is not."""
+        reports = [self._event(effect.body) for effect in effects if isinstance(effect, update.Report)]
+        if reports or state != self._state:
+            self._journal.commit(state, reports)
+            self._state = state
+            self._twin_dirty = True
+        self._effects.extend(effects)
+        self._drain()
+        if reports and self._connected:
+            self._flush()
+
+    def _drain(self) -> None:
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            while self._effects or self._events:
+                if self._effects:
+                    self._carry_out(self._effects.popleft())
+                else:
+                    self._commit(*update.advance(self._state, self._events.popleft(), self._clock()))
+        finally:
+            self._busy = False
+
+    def _carry_out(self, effect: update.Effect) -> None:
+        match effect:
+            case update.FetchManifest(release):
+                self._fetch_manifest(release)
+            case update.FetchFiles(release):
+                self._fetch_files(release)
+            case update.StopFetching(bundle):
+                self._stop_fetching(bundle)
+            case update.SelfTest(release):
+                self._with_variant(release, self._lab.self_test)
+            case update.Serve(release):
+                self._with_variant(release, self._lab.serve)
+            case update.Retire(model):
+                self._lab.retire(model)
+            case update.OpenWindow(release):
+                self._lab.open_window(release)
+            case update.Measure(release, window_from):
+                self._measure(release, self._clock() - window_from)
+            case update.WakeAt(at):
+                self._wakes.append(at)
+            case update.Collect(keep):
+                self._collect(keep)
+            case update.Report():
+                pass  # It is in the journal.
+
+    def _event(self, body: EventBody) -> Event:
+        name = EventId(f"{self._random.getrandbits(96):024x}")
+        return Event(id=name, device=self.identity.device, at=self._clock(), body=body)
+
+    def _measure(self, release: ReleaseRef, seconds: float) -> None:
+        manifest = self._manifest(release)
+        if manifest is None:
+            self.serve_failed(release.bundle_sha256, "its manifest is not readable any more")
+            return
+        window = self._lab.measure(release, seconds)
+        self._advance(update.WindowMeasured(release.bundle_sha256, window, manifest.slo))
+
+    def _with_variant(self, release: ReleaseRef, act: Callable[[ReleaseRef, Manifest, Variant], None]) -> None:
+        manifest = self._manifest(release)
+        variant = None if manifest is None else choose(manifest, self.identity.hardware)
+        if manifest is None or variant is None:
+            detail = "its manifest is not readable any more" if manifest is None else "no variant fits this device"
+            self.self_test_done(release.bundle_sha256, Refusal.MANIFEST_INVALID, detail)
+            self.serve_failed(release.bundle_sha256, detail)
+            return
+        act(release, manifest, variant)
+
+    def _manifest(self, release: ReleaseRef) -> Manifest | None:
+        try:
+            return parse_manifest(self._store.read(release.bundle_sha256))
+        except (StoreError, BundleError):
+            return None
+
+    def _runnable(self, release: ReleaseRef) -> bool:
+        manifest = self._manifest(release)
+        variant = None if manifest is None else choose(manifest, self.identity.hardware)
+        if manifest is None or variant is None:
+            return False
+        return all(self._store.verify(file) for file in manifest.files_for(variant))
+
+    def _collect(self, keep: frozenset[Sha256]) -> None:
+        files: set[Sha256] = set(keep)
+        for release in self._known_releases():
+            if release.bundle_sha256 in keep and self._store.has(release.bundle_sha256):
+                manifest = self._manifest(release)
+                variant = None if manifest is None else choose(manifest, self.identity.hardware)
+                if manifest is not None and variant is not None:
+                    files.update(file.sha256 for file in manifest.files_for(variant))
+        self._lab.drop(keep)
+        self._store.collect(frozenset(files))
+
+    def _known_releases(self) -> list[ReleaseRef]:
+        return [
+            release
+            for model in self._state.models.values()
+            for release in (model.slots.active, model.slots.standby, model.update.release if model.update else None)
+            if release is not None
+        ]
+
+    # -- fetching ----------------------------------------------------------------------------------------------------
+
+    def _fetch_manifest(self, release: ReleaseRef) -> None:
+        file = BundleFile(path="bundle.json", sha256=release.bundle_sha256, length=release.bundle_length)
+        self._begin(Fetch(release, Phase.MANIFEST, (file,)))
+
+    def _fetch_files(self, release: ReleaseRef) -> None:
+        manifest = self._manifest(release)
+        variant = None if manifest is None else choose(manifest, self.identity.hardware)
+        if manifest is None or variant is None:
+            self._give_up(release, Refusal.MANIFEST_INVALID, "its manifest is not readable any more")
+            return
+        self._begin(Fetch(release, Phase.FILES, manifest.files_for(variant)))
+
+    def _begin(self, fetch: Fetch) -> None:
+        self._stop_fetching(fetch.release.bundle_sha256)
+        self._fetches[fetch.release.bundle_sha256] = fetch
+        self._next_file(fetch)
+
+    def _next_file(self, fetch: Fetch) -> None:
+        """Start the next file that is not here, or say that all are."""
+        bundle = fetch.release.bundle_sha256
+        for file in fetch.files:
+            if self._store.has(file.sha256):
+                continue
+            fetch.current, want = transfer.begin(file, self._store.resume(file), self._clock())
+            self._wire.listen(file.sha256)
+            if want is not None:
+                self._publish_want(fetch.current, want)
+                return
+            if not self._finish_file(fetch, fetch.current):
+                return
+        del self._fetches[bundle]
+        if fetch.phase is Phase.FILES:
+            self._advance(update.FilesReady(bundle, fetch.bytes_fetched))
+            return
+        try:
+            manifest = parse_manifest(self._store.read(bundle))
+        except (StoreError, BundleError) as error:
+            self._advance(update.FetchFailed(bundle, Refusal.MANIFEST_INVALID, str(error)))
+            return
+        self._advance(update.ManifestReady(bundle, manifest, self.identity.hardware))
+
+    def _chunk(self, sha256: Sha256, index: int, chunk: bytes) -> None:
+        for fetch in [fetch for _, fetch in sorted(self._fetches.items())]:
+            current = fetch.current
+            if current is None or current.file.sha256 != sha256:
+                continue
+            advanced, arrival = transfer.arrive(current, index, chunk, self._clock())
+            fetch.current = advanced
+            match arrival:
+                case Arrival.WRITE:
+                    try:
+                        self._store.write_chunk(advanced.file, index, chunk)
+                    except DiskFull as error:
+                        self._give_up(fetch.release, Refusal.DISK_FULL, str(error))
+                        continue
+                    fetch.bytes_fetched += len(chunk)
+                    self._twin_dirty = True
+                    if advanced.complete:
+                        if self._finish_file(fetch, advanced):
+                            self._next_file(fetch)
+                    elif not advanced.window:
+                        self._ask(fetch.release.bundle_sha256, fetch)
+                case Arrival.CORRUPT:
+                    self.counters.corrupt_chunks += 1
+                case Arrival.LYING:
+                    detail = f"{advanced.bad_chunks} chunks of {advanced.file.path} did not hash to what is signed"
+                    self._give_up(fetch.release, Refusal.TAMPERED, detail)
+                case Arrival.KNOWN:
+                    pass
+
+    def _finish_file(self, fetch: Fetch, done: Transfer) -> bool:
+        self._wire.unlisten(done.file.sha256)
+        fetch.current = None
+        try:
+            self._store.finish(done.file)
+        except FileTampered as error:
+            self._give_up(fetch.release, Refusal.TAMPERED, str(error))
+            return False
+        except DiskFull as error:
+            self._give_up(fetch.release, Refusal.DISK_FULL, str(error))
+            return False
+        return True
+
+    def _ask(self, bundle: Sha256, fetch: Fetch, *, afresh: bool = False) -> None:
+        if fetch.current is None:
+            return
+        current = replace(fetch.current, window=0) if afresh else fetch.current
+        fetch.current, want = transfer.ask(current, self._clock())
+        if want is not None:
+            self._publish_want(fetch.current, want)
+
+    def _publish_want(self, current: Transfer, want: transfer.Want) -> None:
+        if not self._connected:
+            return
+        message = Want(
+            device=self.identity.device,
+            length=current.file.length,
+            chunk_bytes=current.file.chunk_bytes,
+            missing=pack_bits(want.missing, current.count),
+        )
+        self._wire.publish(WantTopic(want.sha256), encode(message), qos=1)
+
+    def _give_up(self, release: ReleaseRef, refusal: Refusal, detail: str) -> None:
+        self._stop_fetching(release.bundle_sha256)
+        self._advance(update.FetchFailed(release.bundle_sha256, refusal, detail))
+
+    def _stop_fetching(self, bundle: Sha256) -> None:
+        fetch = self._fetches.pop(bundle, None)
+        if fetch is not None and fetch.current is not None:
+            self._wire.unlisten(fetch.current.file.sha256)
+
+    # -- reporting ---------------------------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        """Publish what the outbox holds, oldest first; what stays unacknowledged is published again later."""
+        now = self._clock()
+        for event in self._journal.pending(OUTBOX_IN_FLIGHT):
+            sent_at = self._sent.get(event.id)
+            if sent_at is None or now >= sent_at + RESEND_S or now < sent_at:
+                self._sent[event.id] = now
+                self._wire.publish(self._own(Channel.EVENT), encode(event), qos=1)
+
+    def _acknowledged(self, ack: Ack) -> None:
+        self._journal.forget(ack.ids)
+        for event_id in ack.ids:
+            self._sent.pop(event_id, None)
+        if len(self._sent) < OUTBOX_IN_FLIGHT // 2:
+            self._flush()
+
+    def _publish_twin(self) -> None:
+        if not self._connected:
+            return
+        self._twin_sequence += 1
+        self._twin_dirty = False
+        self._twin_at = self._clock()
+        twin = self.twin()
+        self._wire.publish(self._own(Channel.TWIN), encode(twin), qos=1, retain=True)
+
+    def twin(self) -> Twin:
+        """Return what this device reports of itself now."""
+        return Twin(
+            device=self.identity.device,
+            sent_at=self._clock(),
+            boot=self.identity.boot,
+            sequence=self._twin_sequence,
+            agent_version=self.identity.agent_version,
+            counter=self._state.counter,
+            hardware=self.identity.hardware,
+            labels=self.identity.labels,
+            models=tuple(self._twin_model(name, self._state.models[name]) for name in sorted(self._state.models)),
+            host=self._host.telemetry(),
+            endpoint=self.identity.endpoint,
+        )
+
+    def _twin_model(self, name: ModelName, model: ModelState) -> TwinModel:
+        served = self._lab.served(name)
+        pending = model.update
+        return TwinModel(
+            model=name,
+            phase="idle" if pending is None else pending.phase.value,
+            active=model.slots.active,
+            standby=model.slots.standby,
+            desired=model.slots.active if pending is None else pending.release,
+            progress=None if pending is None else self._progress(pending.release),
+            engine=None if served is None else served.engine,
+            requests=0 if served is None else served.requests,
+            latency_ms_p95=None if served is None else served.latency_ms_p95,
+            last_error=model.last_error,
+        )
+
+    def _progress(self, release: ReleaseRef) -> float | None:
+        fetch = self._fetches.get(release.bundle_sha256)
+        if fetch is None or not fetch.length:
+            return None
+        done = sum(file.length for file in fetch.files if self._store.has(file.sha256))
+        return min(1.0, (done + (fetch.current.bytes_here if fetch.current else 0)) / fetch.length)
+
+    def _own(self, channel: Channel) -> DeviceTopic:
+        return DeviceTopic(self.identity.device, channel)
+
+    def _malformed(self, topic: Topic, error: WireError) -> None:
+        self.counters.malformed += 1
+        if self.counters.malformed == 1:
+            log.warning("message_malformed", topic=str(topic), error=str(error))

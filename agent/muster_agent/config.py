@@ -1,0 +1,171 @@
+"""The agent's configuration: `agent.toml`, read once, checked, and passed down. It detects nothing and touches no device.
+
+    fleet = "harbour"
+    device = "crane-07"
+    device_class = "x86-cpu"
+    broker_url = "mqtt://127.0.0.1:1883"
+    data_dir = "/var/lib/muster-agent"
+    bootstrap_root = "/etc/muster-agent/root.json"
+
+`MUSTER_AGENT_DEVICE`, `_FLEET`, `_DEVICE_CLASS`, `_BROKER_URL`, `_DATA_DIR`, `_BOOTSTRAP_ROOT` and `_HTTP_LISTEN`, when set, win over the file.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from muster_agent.errors import ConfigInvalid
+from muster_shared import ids
+from muster_shared.bundle import Runtime
+from muster_shared.errors import WireError
+from muster_shared.ids import DeviceId, FleetId
+from muster_shared.link import BrokerAddress, BrokerUrlInvalid, parse_broker_url
+
+ENVIRONMENT = {
+    "MUSTER_AGENT_FLEET": ("fleet",),
+    "MUSTER_AGENT_DEVICE": ("device",),
+    "MUSTER_AGENT_DEVICE_CLASS": ("device_class",),
+    "MUSTER_AGENT_BROKER_URL": ("broker_url",),
+    "MUSTER_AGENT_DATA_DIR": ("data_dir",),
+    "MUSTER_AGENT_BOOTSTRAP_ROOT": ("bootstrap_root",),
+    "MUSTER_AGENT_HTTP_LISTEN": ("http", "listen"),
+}
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+THREADS_MAX = 256
+TWIN_EVERY_S_MIN = 1.0
+OUTBOX_EVENTS_MIN = 100
+
+
+class HttpConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where local applications ask. Without authentication, so the loopback unless `allow_remote` says otherwise."""
+
+    listen: str = "127.0.0.1:8000"
+    """host:port; port 0 takes a free one; empty: no TCP."""
+    unix_socket: Path | None = None
+    allow_remote: bool = False
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Host and port; only for a checked configuration."""
+        if not self.listen:
+            return None
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+class TlsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """PEM files for a broker at mqtts://."""
+
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+
+class HardwareConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the device is declared to be instead of what is detected, for labs and demos."""
+
+    arch: str | None = None
+    accelerators: tuple[str, ...] | None = None
+    cpu_count: int | None = None
+    memory_mb: int | None = None
+    ask_openvino: bool = False
+    """Look for accelerators through OpenVINO at the start (a second or two)."""
+
+
+class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`agent.toml`."""
+
+    fleet: FleetId
+    device: DeviceId
+    device_class: str
+    broker_url: str
+    data_dir: Path
+    bootstrap_root: Path
+    """The first TUF root, as it was handed over with the device."""
+    labels: dict[str, str] = {}
+    runtimes: tuple[Runtime, ...] = ("onnxruntime", "openvino")
+    """The engines that may be used, of those installed."""
+    threads: int | None = None
+    """For one inference; None: all processors that the agent may use."""
+    twin_every_s: float = 60.0
+    outbox_events_max: int = 10_000
+    http: HttpConfig = HttpConfig()
+    tls: TlsConfig = TlsConfig()
+    hardware: HardwareConfig = HardwareConfig()
+
+    @property
+    def broker(self) -> BrokerAddress:
+        """Only for a checked configuration."""
+        return parse_broker_url(self.broker_url)
+
+
+def load_config(path: Path, environment: Mapping[str, str]) -> AgentConfig:
+    """Return the configuration in the file `path`, with what `environment` overrides.
+
+    Raises:
+        ConfigInvalid: it cannot be read, or the message names the line or field that is wrong.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigInvalid(f"{path} cannot be read: {error.strerror}; name another with --config") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigInvalid(f"{path}: {error}") from error
+    for variable, (*tables, field) in ENVIRONMENT.items():
+        if variable in environment:
+            table = document
+            for name in tables:
+                table = table.setdefault(name, {})
+                if not isinstance(table, dict):
+                    raise ConfigInvalid(f"{path}: {name} is a table, written [{name}]")
+            table[field] = environment[variable]
+    try:
+        config = msgspec.convert(document, AgentConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigInvalid(f"{path}: {_in_toml_words(str(error))}") from error
+    problem = _problem(config)
+    if problem is not None:
+        raise ConfigInvalid(f"{path}: {problem}")
+    return config
+
+
+def _in_toml_words(message: str) -> str:
+    """`... - at `$.http.listen`` names the field as the file does."""
+    return message.replace("`$.", "`").replace("Object", "The file").replace("`$`", "the top level")
+
+
+def _problem(config: AgentConfig) -> str | None:
+    """Return what is wrong with `config`, the first thing, by field."""
+    try:
+        ids.name(config.fleet, "fleet")
+        ids.name(config.device, "device")
+        ids.name(config.device_class, "device_class")
+        parse_broker_url(config.broker_url)
+    except WireError as error:
+        return str(error)
+    except BrokerUrlInvalid as error:
+        return f"broker_url: {error}"
+    if not config.runtimes:
+        return "runtimes: name at least one engine"
+    if config.threads is not None and not 1 <= config.threads <= THREADS_MAX:
+        return f"threads: {config.threads} is not from 1 to {THREADS_MAX}"
+    if config.twin_every_s < TWIN_EVERY_S_MIN:
+        return f"twin_every_s: {config.twin_every_s:g} is less than {TWIN_EVERY_S_MIN:g} s"
+    if config.outbox_events_max < OUTBOX_EVENTS_MIN:
+        return f"outbox_events_max: {config.outbox_events_max} is less than {OUTBOX_EVENTS_MIN}"
+    if (config.tls.cert is None) != (config.tls.key is None):
+        return "tls: cert and key come together"
+    return _http_problem(config.http)
+
+
+def _http_problem(http: HttpConfig) -> str | None:
+    if not http.listen:
+        return None if http.unix_socket is not None else "http: neither listen nor unix_socket is set"
+    host, _, port = http.listen.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
+        return f"http.listen: {http.listen!r} is not host:port"
+    if host.strip("[]") not in LOOPBACK and not http.allow_remote:
+        return f"http.listen: {host} is not the loopback, and there is no authentication; set http.allow_remote = true"
+    return None

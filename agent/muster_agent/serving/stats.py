@@ -1,0 +1,136 @@
+"""What a served release did: counts and a latency sketch, and the difference of two readings for a probation window.
+
+Pure counting: it reads no clock and judges nothing. One thread writes (the serving loop); any may take a snapshot.
+"""
+
+import math
+
+import msgspec
+
+GRID = 16  # Buckets for each doubling: 2.2 % relative error. Fixed, so sketches of a fleet can be summed.
+BUCKET_MAX = 511  # floor(16 log2 of 68 minutes in us); everything slower is in it.
+
+
+def bucket(latency_us: float) -> int:
+    """Return the bucket of a latency: floor(16 log2 us), 0..BUCKET_MAX; below 1 us is bucket 0."""
+    if latency_us <= 1.0:
+        return 0
+    return min(BUCKET_MAX, math.floor(GRID * math.log2(latency_us)))
+
+
+def middle_ms(index: int) -> float:
+    """Return the geometric middle of a bucket in ms."""
+    return float(2 ** ((index + 0.5) / GRID)) / 1e3
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """One reading, or the difference of two. Counts never fall within one release on one start of the agent."""
+
+    requests: int = 0
+    """Answered or failed: what the release was asked and could be asked."""
+    errors: int = 0
+    """Of those, failed in the engine or past their deadline: the release's fault."""
+    refused: int = 0
+    """Requests that did not fit the manifest: the caller's fault, unless a new release changed what fits."""
+    rejected: int = 0
+    """Turned away because the queue was full."""
+    cancelled: int = 0
+    """Given up by the caller before an answer."""
+    rows: int = 0
+    """Inferences: a request for a batch of 8 is 8."""
+    labelled: int = 0
+    right: int = 0
+    duration_us: int = 0
+    """Sum over answered requests, from whole request to answer, waiting included."""
+    latency: tuple[tuple[int, int], ...] = ()
+    """(bucket, count) of the engine's time for one request, in ascending order: waiting depends on the load, not on the
+    release, so it is left out."""
+
+    @property
+    def p50_ms(self) -> float | None:
+        return self.quantile_ms(0.5)
+
+    @property
+    def p95_ms(self) -> float | None:
+        return self.quantile_ms(0.95)
+
+    def quantile_ms(self, share: float) -> float | None:
+        """Return the latency in ms that `share` (0..1) of the requests stay within; None when there were none."""
+        total = sum(count for _, count in self.latency)
+        seen = 0
+        for index, count in self.latency:
+            seen += count
+            if seen >= share * total:
+                return middle_ms(index)
+        return None
+
+    def since(self, earlier: "Snapshot") -> "Snapshot":
+        """Return what happened after `earlier`, a reading of the same release; never below zero."""
+        before = dict(earlier.latency)
+        latency = ((index, count - before.get(index, 0)) for index, count in self.latency)
+        return Snapshot(
+            requests=max(0, self.requests - earlier.requests),
+            errors=max(0, self.errors - earlier.errors),
+            refused=max(0, self.refused - earlier.refused),
+            rejected=max(0, self.rejected - earlier.rejected),
+            cancelled=max(0, self.cancelled - earlier.cancelled),
+            rows=max(0, self.rows - earlier.rows),
+            labelled=max(0, self.labelled - earlier.labelled),
+            right=max(0, self.right - earlier.right),
+            duration_us=max(0, self.duration_us - earlier.duration_us),
+            latency=tuple((index, count) for index, count in latency if count > 0),
+        )
+
+
+class WindowStats:
+    """The running counts of one served release."""
+
+    def __init__(self) -> None:
+        self._requests = 0
+        self._errors = 0
+        self._refused = 0
+        self._rejected = 0
+        self._cancelled = 0
+        self._rows = 0
+        self._labelled = 0
+        self._right = 0
+        self._duration_us = 0
+        self._latency: dict[int, int] = {}
+
+    def answered(self, *, rows: int, engine_s: float, duration_s: float) -> None:
+        self._requests += 1
+        self._rows += rows
+        self._duration_us += int(duration_s * 1e6)
+        index = bucket(engine_s * 1e6)
+        self._latency[index] = self._latency.get(index, 0) + 1
+
+    def failed(self) -> None:
+        self._requests += 1
+        self._errors += 1
+
+    def refused(self) -> None:
+        self._refused += 1
+
+    def rejected(self) -> None:
+        self._rejected += 1
+
+    def cancelled(self) -> None:
+        self._cancelled += 1
+
+    def labelled(self, *, right: bool) -> None:
+        self._labelled += 1
+        self._right += right
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(
+            requests=self._requests,
+            errors=self._errors,
+            refused=self._refused,
+            rejected=self._rejected,
+            cancelled=self._cancelled,
+            rows=self._rows,
+            labelled=self._labelled,
+            right=self._right,
+            duration_us=self._duration_us,
+            latency=tuple(sorted(self._latency.copy().items())),
+        )

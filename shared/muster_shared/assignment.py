@@ -1,0 +1,129 @@
+"""The assignment: what one device should run, signed for that device alone.
+
+A slim director in Uptane's sense: a rising counter, an expiry and a device id keep a stolen broker from choosing even
+among signed releases. The document travels in a DSSE envelope (the signature covers the exact bytes), signed by an
+online key whose public half is a TUF target (`KEYS_TARGET`), so that the offline keys rotate it.
+"""
+
+import json
+from typing import Literal
+
+import msgspec
+from securesystemslib.dsse import Envelope
+from securesystemslib.exceptions import Error as SecuresystemslibError
+from securesystemslib.exceptions import FormatError
+from securesystemslib.signer import Key, Signer, SSlibKey
+
+from muster_shared import ids
+from muster_shared.errors import AssignmentForged, WireError
+from muster_shared.ids import DeviceId, FleetId, RolloutId
+from muster_shared.messages import MESSAGE_BYTES_MAX, ReleaseRef
+
+PAYLOAD_TYPE = "application/vnd.muster.assignment+json"
+KEYS_TARGET = "keys/assignment.json"
+KEYS_ROLE = "assignment-keys"
+"""The trust topic on which the bytes of `KEYS_TARGET` travel."""
+MODELS_MAX = 64
+LIFETIME_S = 30 * 86400.0  # A device that was away for a month still obeys what waits for it.
+
+
+class Watch(msgspec.Struct, frozen=True, kw_only=True):
+    """A probation that the controller counts: of a new release, or (a held-back control) of the one already running."""
+
+    rollout: RolloutId
+    wave: int
+    window_s: float
+    """How long to measure after the switch."""
+    window_max_s: float
+    """How long to wait for `requests_min`; after it, no traffic is judged by the golden cases alone."""
+    requests_min: int = 1
+    deadline_s: float = 3600.0
+    """From issue to outcome; the device gives up its update after it, the controller counts it as bad."""
+
+
+class ModelAssignment(msgspec.Struct, frozen=True, kw_only=True):
+    release: ReleaseRef
+    watch: Watch | None = None
+
+
+class Assignment(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole desired state of one device; a model that is not in it is retired."""
+
+    fleet: FleetId
+    device: DeviceId
+    counter: int
+    issued_at: float
+    expires_at: float
+    models: tuple[ModelAssignment, ...]
+    v: Literal[1] = 1
+
+
+class AssignmentKeys(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of `KEYS_TARGET`: securesystemslib key dictionaries by key id."""
+
+    keys: dict[str, dict[str, object]]
+
+
+def sign(assignment: Assignment, signer: Signer) -> bytes:
+    """Return the envelope of `assignment`, as it is published."""
+    envelope = Envelope(msgspec.json.encode(assignment), PAYLOAD_TYPE, {})
+    envelope.sign(signer)
+    return json.dumps(envelope.to_dict(), separators=(",", ":")).encode()
+
+
+def open_signed(raw: bytes, keys: AssignmentKeys) -> Assignment:
+    """Return the assignment in `raw` if one of `keys` signed it. Device, counter and dates are for the core to judge.
+
+    Raises:
+        WireError: not an envelope, or its payload is no assignment.
+        AssignmentForged: no signature of a trusted key.
+    """
+    if len(raw) > MESSAGE_BYTES_MAX:
+        raise WireError(f"an assignment of {len(raw)} bytes; the limit is {MESSAGE_BYTES_MAX}")
+    try:
+        document = json.loads(raw)
+        if not isinstance(document, dict):
+            raise WireError("not an assignment envelope: the document is not an object")
+        envelope = Envelope.from_dict(document)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, FormatError) as error:
+        raise WireError(f"not an assignment envelope: {error}") from error
+    if envelope.payload_type != PAYLOAD_TYPE:
+        raise WireError(f"an envelope of {envelope.payload_type[:80]!r}, not of an assignment")
+    try:
+        trusted: list[Key] = [SSlibKey.from_dict(keyid, dict(key)) for keyid, key in keys.keys.items()]
+        envelope.verify(trusted, 1)
+    except (SecuresystemslibError, ValueError, KeyError, TypeError) as error:
+        raise AssignmentForged("no trusted assignment key signed this assignment; was the key rotated?") from error
+    return parse(envelope.payload)
+
+
+def parse(payload: bytes) -> Assignment:
+    """Return the assignment in `payload`, checked. Raises WireError."""
+    try:
+        assignment = msgspec.json.decode(payload, type=Assignment)
+    except msgspec.MsgspecError as error:
+        raise WireError(f"not an assignment: {error}") from error
+    ids.name(assignment.device, "device")
+    ids.name(assignment.fleet, "fleet")
+    if assignment.counter < 1 or len(assignment.models) > MODELS_MAX:
+        raise WireError(f"an assignment has a counter from 1 and at most {MODELS_MAX} models")
+    names = [model.release.model for model in assignment.models]
+    if len(set(names)) != len(names):
+        raise WireError("an assignment names one model twice")
+    for model in assignment.models:
+        ids.name(model.release.model, "model")
+        ids.version(model.release.version)
+        ids.sha256(model.release.bundle_sha256)
+    return assignment
+
+
+def parse_keys(raw: bytes) -> AssignmentKeys:
+    """Return the keys in the bytes of `KEYS_TARGET`. Raises WireError."""
+    try:
+        return msgspec.json.decode(raw, type=AssignmentKeys)
+    except msgspec.MsgspecError as error:
+        raise WireError(f"{KEYS_TARGET}: {error}") from error
+
+
+def encode_keys(keys: AssignmentKeys) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(keys, order="sorted"), indent=1)

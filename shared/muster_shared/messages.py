@@ -1,0 +1,259 @@
+"""Every message that crosses the wire, except chunks (raw bytes) and assignments (signed, in `assignment`).
+
+JSON through msgspec. Each message has a format version `v`; unknown fields are ignored, so a newer side may say more.
+Times are Unix seconds. `decode` is the edge: it bounds the size and turns every defect into one `WireError`.
+"""
+
+from enum import Enum
+from typing import TypeVar
+
+import msgspec
+
+from muster_shared.errors import WireError
+from muster_shared.ids import DeviceId, EventId, ModelName, RolloutId, Sha256
+
+VERSION = 1
+MESSAGE_BYTES_MAX = 128 * 1024  # AWS IoT Core's limit, the lowest of the brokers that we mean to run on.
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    v: int = VERSION
+
+
+class Hardware(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device is. Unknown stays None, never 0."""
+
+    device_class: str
+    """The stratum of rollouts and metrics: devices that should behave alike, such as `pi5-cpu`."""
+    arch: str
+    accelerators: tuple[str, ...] = ("cpu",)
+    cpu_count: int = 1
+    memory_mb: int = 0
+    runtimes: tuple[str, ...] = ()
+
+
+class HostTelemetry(msgspec.Struct, frozen=True, kw_only=True):
+    """psutil's view of the host; None where the host does not tell."""
+
+    cpu_percent: float | None = None
+    memory_percent: float | None = None
+    disk_percent: float | None = None
+    temperature_c: float | None = None
+    agent_rss_mb: float | None = None
+    uptime_s: float | None = None
+
+
+class ReleaseRef(msgspec.Struct, frozen=True, kw_only=True):
+    """A release by name and by content."""
+
+    model: ModelName
+    version: str
+    release: int
+    """The counter of the manifest."""
+    bundle_sha256: Sha256
+    bundle_length: int
+    """Bytes of `bundle.json`."""
+
+
+class TwinModel(msgspec.Struct, frozen=True, kw_only=True):
+    """One model on one device as the device sees it."""
+
+    model: ModelName
+    phase: str
+    active: ReleaseRef | None = None
+    standby: ReleaseRef | None = None
+    desired: ReleaseRef | None = None
+    progress: float | None = None
+    """Share 0..1 of the bytes of the running update."""
+    engine: str | None = None
+    """The achieved tuple: runtime version, device, precision, threads."""
+    requests: int = 0
+    latency_ms_p95: float | None = None
+    last_error: str | None = None
+
+
+class Twin(Message, frozen=True, kw_only=True):
+    """What a device reports of itself, whole; retained."""
+
+    device: DeviceId
+    sent_at: float
+    boot: str
+    """A new random word at each start of the agent."""
+    sequence: int
+    """Rises within a boot, so that a late copy does not overwrite a newer one."""
+    agent_version: str
+    counter: int
+    """The highest assignment counter that the device accepted."""
+    hardware: Hardware
+    labels: dict[str, str] = {}
+    models: tuple[TwinModel, ...] = ()
+    host: HostTelemetry = HostTelemetry()
+    endpoint: str | None = None
+
+
+class Presence(Message, frozen=True, kw_only=True):
+    """Online, or (also by the broker, as the will) offline."""
+
+    device: DeviceId
+    boot: str
+    online: bool
+    sent_at: float
+
+
+class Step(Enum):
+    """How far an update came; each is reported once."""
+
+    ACCEPTED = "accepted"
+    FETCHING = "fetching"
+    TESTING = "testing"
+    SWITCHED = "switched"
+    COMMITTED = "committed"
+    ROLLED_BACK = "rolled_back"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Refusal(Enum):
+    """Why an assignment, or one release in it, is not obeyed: one word for each thing an operator does differently."""
+
+    FORGED = "forged"
+    OTHER_DEVICE = "other_device"
+    REPLAYED = "replayed"
+    EXPIRED = "expired"
+    METADATA_EXPIRED = "metadata_expired"
+    METADATA_UNTRUSTED = "metadata_untrusted"
+    NOT_A_TARGET = "not_a_target"
+    WRONG_HARDWARE = "wrong_hardware"
+    TAMPERED = "tampered"
+    MANIFEST_INVALID = "manifest_invalid"
+    SELF_TEST_FAILED = "self_test_failed"
+    ENGINE_MISSING = "engine_missing"
+    DISK_FULL = "disk_full"
+    TIMED_OUT = "timed_out"
+
+
+class WindowReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What one device counted of one release in one probation window. Operational, device-identified; no inputs."""
+
+    seconds: float
+    requests: int = 0
+    errors: int = 0
+    labelled: int = 0
+    right: int = 0
+    latency_ms_p50: float | None = None
+    latency_ms_p95: float | None = None
+
+
+class StepReached(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
+    release: ReleaseRef
+    step: Step
+    rollout: RolloutId | None = None
+    bytes_fetched: int = 0
+    seconds: float = 0.0
+    """Since the update began."""
+    refusal: Refusal | None = None
+    detail: str = ""
+
+
+class OutcomeReported(msgspec.Struct, frozen=True, kw_only=True, tag="outcome"):
+    """The one bit that the gate counts, with what it was judged from."""
+
+    release: ReleaseRef
+    rollout: RolloutId
+    wave: int
+    good: bool
+    reason: str
+    window: WindowReport | None = None
+
+
+class AssignmentRefused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
+    """A whole assignment that is not obeyed."""
+
+    refusal: Refusal
+    counter: int | None
+    detail: str
+
+
+class FaultSeen(msgspec.Struct, frozen=True, kw_only=True, tag="fault"):
+    """Something is wrong on the device that no update explains, such as a rotten file in the active slot."""
+
+    model: ModelName | None
+    detail: str
+
+
+EventBody = StepReached | OutcomeReported | AssignmentRefused | FaultSeen
+
+
+class Event(Message, frozen=True, kw_only=True):
+    """At least once, idempotent by `id`; kept on the device until the controller acknowledges it after its commit."""
+
+    id: EventId
+    device: DeviceId
+    at: float
+    body: EventBody
+
+
+class Ack(Message, frozen=True, kw_only=True):
+    """Events that are safe in the controller's database."""
+
+    ids: tuple[EventId, ...]
+
+
+class ControllerSession(Message, frozen=True, kw_only=True):
+    """A controller (or its broker) began anew: devices publish their twins and open events again."""
+
+    session: str
+    sent_at: float
+
+
+class Want(Message, frozen=True, kw_only=True):
+    """Which chunks of a file a device lacks. Bit i of `missing` (least significant first in each byte) is chunk i."""
+
+    device: DeviceId
+    length: int
+    chunk_bytes: int
+    missing: bytes
+
+
+class TrustFiles(Message, frozen=True, kw_only=True):
+    """TUF metadata of one role (file name -> its exact text); for `root`, every version that the chain needs."""
+
+    role: str
+    files: dict[str, str]
+
+
+M = TypeVar("M", bound=Message)
+
+
+def encode(message: Message) -> bytes:
+    return msgspec.json.encode(message)
+
+
+def decode(raw: bytes, kind: type[M]) -> M:
+    """Return the `kind` in `raw`.
+
+    Raises:
+        WireError: too large, not JSON, not a `kind`, or of a format that this side does not speak.
+    """
+    if len(raw) > MESSAGE_BYTES_MAX:
+        raise WireError(f"a {kind.__name__} of {len(raw)} bytes; the limit is {MESSAGE_BYTES_MAX}")
+    try:
+        message = msgspec.json.decode(raw, type=kind)
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+        raise WireError(f"not a {kind.__name__}: {error}") from error
+    if message.v != VERSION:
+        raise WireError(f"a {kind.__name__} of format {message.v}; this side speaks {VERSION}")
+    return message
+
+
+def pack_bits(indices: tuple[int, ...], count: int) -> bytes:
+    """Return a bitmap of `count` bits with those of `indices` set, least significant first."""
+    bits = bytearray(-(-count // 8))
+    for index in indices:
+        bits[index >> 3] |= 1 << (index & 7)
+    return bytes(bits)
+
+
+def unpack_bits(bits: bytes, count: int) -> tuple[int, ...]:
+    """Return the indices below `count` whose bit is set; the reverse of `pack_bits`."""
+    return tuple(index for index in range(min(count, len(bits) * 8)) if bits[index >> 3] >> (index & 7) & 1)
