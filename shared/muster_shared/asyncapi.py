@@ -1,0 +1,140 @@
+"""The protocol document: AsyncAPI 3.0, made from the topics and message types so that it cannot say anything else.
+
+`python -m muster_shared.asyncapi > docs/protocol/asyncapi.json`; a test compares the committed file with the code.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+
+import msgspec
+
+from muster_shared import topics
+from muster_shared.assignment import PAYLOAD_TYPE, Assignment
+from muster_shared.bundle import CHUNK_BYTES
+from muster_shared.ids import DeviceId, FleetId, Sha256
+from muster_shared.messages import (
+    MESSAGE_BYTES_MAX,
+    Ack,
+    ControllerSession,
+    Event,
+    Presence,
+    TrustFiles,
+    Twin,
+    Want,
+)
+from muster_shared.topics import Channel, ChunkTopic, ControllerTopic, DeviceTopic, Topic, TrustTopic, WantTopic
+
+
+@dataclass(frozen=True)
+class _Channel:
+    name: str
+    topic: Topic
+    message: type[msgspec.Struct] | None
+    sender: str
+    qos: int
+    retained: bool
+    summary: str
+
+
+_DEVICE, _SHA256 = DeviceId("{device}"), Sha256("{sha256}")
+
+_CHANNELS = (
+    _Channel(
+        "assignment",
+        DeviceTopic(_DEVICE, Channel.ASSIGNMENT),
+        Assignment,
+        "controller",
+        1,
+        True,
+        f"Signed desired state: a DSSE envelope with payload type {PAYLOAD_TYPE}; the schema is that of its payload.",
+    ),
+    _Channel(
+        "ack", DeviceTopic(_DEVICE, Channel.ACK), Ack, "controller", 1, False, "Events that are safe in the database."
+    ),
+    _Channel("twin", DeviceTopic(_DEVICE, Channel.TWIN), Twin, "device", 1, True, "Reported state, whole."),
+    _Channel(
+        "presence",
+        DeviceTopic(_DEVICE, Channel.PRESENCE),
+        Presence,
+        "device",
+        1,
+        True,
+        "Online, or (by the broker, as the will) offline.",
+    ),
+    _Channel(
+        "event",
+        DeviceTopic(_DEVICE, Channel.EVENT),
+        Event,
+        "device",
+        1,
+        False,
+        "Update steps, outcomes, refusals, faults; repeated until acknowledged, idempotent by id.",
+    ),
+    _Channel(
+        "controller",
+        ControllerTopic(),
+        ControllerSession,
+        "controller",
+        1,
+        True,
+        "A controller or its broker began anew: devices publish their twins and open events again.",
+    ),
+    _Channel("trust", TrustTopic("{role}"), TrustFiles, "controller", 1, True, "TUF metadata of one role."),
+    _Channel("want", WantTopic(_SHA256), Want, "device", 1, False, "A bitmap of the chunks that a device lacks."),
+    _Channel(
+        "chunk",
+        ChunkTopic(_SHA256, 0),
+        None,
+        "controller",
+        0,
+        False,
+        f"Raw bytes of one chunk ({CHUNK_BYTES} unless the manifest says otherwise), for every device that waits.",
+    ),
+)
+
+
+def document() -> dict[str, object]:
+    """Return the AsyncAPI document."""
+    types = [channel.message for channel in _CHANNELS if channel.message is not None]
+    _, schemas = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    channels: dict[str, object] = {}
+    operations: dict[str, object] = {}
+    for channel in _CHANNELS:
+        address = topics.build(FleetId("{fleet}"), channel.topic).replace("/chunk/0", "/chunk/{index}")
+        names = [level.strip("{}") for level in address.split("/") if level.startswith("{")]
+        payload: object = {"type": "string", "format": "binary"}
+        if channel.message is not None:
+            payload = {"$ref": f"#/components/schemas/{channel.message.__name__}"}
+        channels[channel.name] = {
+            "address": address,
+            "summary": channel.summary,
+            "parameters": {name: {} for name in names},
+            "messages": {channel.name: {"payload": payload}},
+            "bindings": {"mqtt": {"qos": channel.qos, "retain": channel.retained}},
+        }
+        operations[f"{channel.sender}-sends-{channel.name}"] = {
+            "action": "send",
+            "channel": {"$ref": f"#/channels/{channel.name}"},
+            "bindings": {"mqtt": {"qos": channel.qos, "retain": channel.retained}},
+        }
+    return {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "Muster device messages",
+            "version": topics.ROOT.rpartition("/")[2],
+            "description": "JSON over MQTT 5, with 3.1.1 as the floor. Unknown fields are ignored; times are"
+            f" Unix seconds; a message has at most {MESSAGE_BYTES_MAX} bytes.",
+        },
+        "channels": channels,
+        "operations": operations,
+        "components": {"schemas": schemas},
+    }
+
+
+def text() -> str:
+    return json.dumps(document(), indent=1, sort_keys=True) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(text())
