@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.http as triton
+import uvloop
 from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
@@ -32,9 +33,16 @@ X = np.array([[1, 2, 3]], np.float32)
 class Endpoint:
     """A server on its own loop and thread, as the daemon runs it."""
 
-    def __init__(self, table: ServingTable, limits: Limits, unix_path: Path | None, timeout_s: float) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        table: ServingTable,
+        limits: Limits,
+        unix_path: Path | None,
+        timeout_s: float,
+    ) -> None:
         self.table = table
-        self._loop = asyncio.new_event_loop()
+        self._loop = loop
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         app = App(table, agent_version="0.1.0", timeout_s=timeout_s)
@@ -76,8 +84,8 @@ class Endpoint:
 Start = Callable[..., Endpoint]
 
 
-@pytest.fixture
-def start() -> Iterator[Start]:
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def start(request: pytest.FixtureRequest) -> Iterator[Start]:
     running: list[Endpoint] = []
 
     def begin(
@@ -90,7 +98,7 @@ def start() -> Iterator[Start]:
         table = ServingTable(queue_max)
         for release in served:
             table.switch(MODEL, release)
-        running.append(Endpoint(table, limits or Limits(), unix_path, timeout_s))
+        running.append(Endpoint(request.param(), table, limits or Limits(), unix_path, timeout_s))
         return running[-1]
 
     yield begin

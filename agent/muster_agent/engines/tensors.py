@@ -35,11 +35,13 @@ or None when even the rank is free."""
 
 def fits(spec: TensorSpec, shape: Sequence[int]) -> str | None:
     """Return why an array of `shape` does not fit `spec`, or None when it does."""
-    if len(shape) != len(spec.shape) or any(
-        size < 1 or want not in (-1, size) for want, size in zip(spec.shape, shape, strict=True)
-    ):
-        return f"has shape {list(shape)}; the model takes {list(spec.shape)} (-1 is any size from 1)"
-    return None
+    if len(shape) == len(spec.shape):
+        for want, size in zip(spec.shape, shape, strict=True):
+            if size < 1 or (want != size and want != -1):
+                break
+        else:
+            return None
+    return f"has shape {list(shape)}; the model takes {list(spec.shape)} (-1 is any size from 1)"
 
 
 def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import httptools
 import msgspec
@@ -102,8 +103,7 @@ class Connection(asyncio.Protocol):
     # Of the transport.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but the class.
         self._server.joined(self)
         self._since = self._loop.time()
         self._arm(self._limits.read_s)

@@ -85,7 +85,7 @@ class Place:
 
 
 class ServingTable:
-    """What serves. Every method may be called from any thread; none waits for an inference."""
+    """What serves. Every method may be called from any thread; only `close` waits for inferences."""
 
     def __init__(self, queue_max: int = QUEUE_MAX) -> None:
         """
@@ -151,6 +151,7 @@ class ServingTable:
     def close(self, timeout_s: float) -> bool:
         """Retire everything and wait for the sessions to close. False when some request outlasted `timeout_s`.
 
+        It blocks, and requests end on the serving loop: call it from another thread, after `HttpServer.stop`.
         A thread that hangs within an engine cannot be ended: on False, leave the process with `os._exit`.
         """
         deadline = time.monotonic() + timeout_s
