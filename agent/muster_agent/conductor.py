@@ -20,8 +20,7 @@ from muster_agent.core import transfer, update
 from muster_agent.core.state import DeviceState, ModelState, Phase
 from muster_agent.core.transfer import Arrival, Transfer
 from muster_agent.core.trust import TrustView
-from muster_shared.variants import choose
-from muster_agent.errors import DiskFull, MetadataIncomplete, StoreError
+from muster_agent.errors import JournalFailed, MetadataIncomplete, StoreError
 from muster_agent.ports import Host, Journal, Lab, Store, Trust, Wire
 from muster_shared.bundle import BundleFile, Manifest, Variant, digest, parse_manifest
 from muster_shared.errors import (
@@ -53,6 +52,7 @@ from muster_shared.messages import (
     pack_bits,
 )
 from muster_shared.topics import Channel, ChunkTopic, ControllerTopic, DeviceTopic, Topic, TrustTopic, WantTopic
+from muster_shared.variants import choose
 
 log = structlog.get_logger()
 
@@ -130,8 +130,11 @@ class Conductor:
         self._state = DeviceState(identity.fleet, identity.device)
         self._fetches: dict[Sha256, Fetch] = {}
         self._wakes: list[float] = []
+        self._ticked_at = 0.0
         self._pending: bytes | None = None
         self._pending_since = 0.0
+        self._pending_graced = False
+        self._suspect_since: float | None = None
         self._refused: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._sent: dict[EventId, float] = {}
         self._connected = False
@@ -152,8 +155,13 @@ class Conductor:
     def start(self) -> None:
         """Take up where the journal left off: verify both slots, serve, resume what was under way."""
         saved = self._journal.load()
-        if saved is not None:
-            self._state = saved
+        if saved is None:
+            return  # Nothing to take up; and what the store holds may outlive a journal that was lost.
+        if (saved.fleet, saved.device) != (self.identity.fleet, self.identity.device):
+            # The device was given another name: its models go on serving, the counter of the old name means nothing.
+            log.warning("device_renamed", before=saved.device, after=self.identity.device)
+            saved = replace(saved, fleet=self.identity.fleet, device=self.identity.device, counter=0, assignment=None)
+        self._state = saved
         broken = frozenset(
             slot.bundle_sha256
             for model in self._state.models.values()
@@ -184,7 +192,7 @@ class Conductor:
             match topic:
                 case DeviceTopic(device, Channel.ASSIGNMENT) if device == self.identity.device:
                     if payload:
-                        self._pending, self._pending_since = payload, self._clock()
+                        self._pending, self._pending_since, self._pending_graced = payload, self._clock(), False
                         self._reconsider()
                 case DeviceTopic(device, Channel.ACK) if device == self.identity.device:
                     self._acknowledged(decode(payload, Ack))
@@ -215,10 +223,14 @@ class Conductor:
     def tick(self) -> None:
         """Do what is due. Harmless at any moment."""
         now = self._clock()
-        if any(at <= now for at in self._wakes):
+        self._drain()  # What the journal refused before.
+        set_back = now < self._ticked_at  # The moments to wake at may be far away now; the core mends them.
+        self._ticked_at = now
+        if set_back or any(at <= now for at in self._wakes):
             self._wakes = [at for at in self._wakes if at > now]
             self._advance(update.TimeCame())
         if self._pending is not None and now >= self._pending_since + GRACE_S:
+            self._pending_graced = True
             self._reconsider()
         for sha256, fetch in sorted(self._fetches.items()):
             if fetch.current is not None and now >= fetch.current.quiet_until:
@@ -232,7 +244,7 @@ class Conductor:
     def wake_at(self) -> float | None:
         """Return when `tick` is next worth calling, in the clock's seconds."""
         moments = list(self._wakes)
-        if self._pending is not None and self._clock() < self._pending_since + GRACE_S:
+        if self._pending is not None and not self._pending_graced:
             moments.append(self._pending_since + GRACE_S)
         moments += [fetch.current.quiet_until for fetch in self._fetches.values() if fetch.current is not None]
         if self._connected:
@@ -248,16 +260,18 @@ class Conductor:
         expired: MetadataExpired | None = None
         try:
             view = self._trust.refresh()
+            self._suspect_since = None
         except MetadataIncomplete:
             return
         except MetadataExpired as error:
             view, expired = self._trust.view(), error
         except MetadataReplayed as error:
-            self._refuse_once(Refusal.REPLAYED, str(error), None)
-            view = self._trust.view()
+            view = self._suspect(Refusal.REPLAYED, error)
         except TrustError as error:
-            self._refuse_once(Refusal.METADATA_UNTRUSTED, str(error), None)
-            view = self._trust.view()
+            view = self._suspect(Refusal.METADATA_UNTRUSTED, error)
+        except StoreError as error:
+            log.warning("metadata_not_kept", error=str(error))
+            return  # What cannot be kept is not used; the assignment waits.
         raw = self._pending
         if raw is None:
             return
@@ -273,6 +287,10 @@ class Conductor:
                 self._pending = None
                 self._refuse_once(Refusal.FORGED, str(error), raw)
             return
+        except WireError as error:
+            self._pending = None
+            self._malformed(self._own(Channel.ASSIGNMENT), error)
+            return
         event = update.AssignmentArrived(assignment, digest(raw), view.targets)
         state, effects = update.advance(self._state, event, self._clock())
         refused = [
@@ -281,14 +299,28 @@ class Conductor:
             if isinstance(effect, update.Report) and isinstance(effect.body, AssignmentRefused)
         ]
         if not refused:
-            self._pending = None
             self._commit(state, effects)
+            self._pending = None
         elif refused[0].refusal is not Refusal.NOT_A_TARGET:
             self._pending = None
             self._refuse_once(refused[0].refusal, refused[0].detail, raw, refused[0].counter)
         elif self._clock() >= self._pending_since + GRACE_S:
             # It stays pending: the metadata may come yet, and then it is obeyed.
             self._refuse_once(refused[0].refusal, refused[0].detail, raw, refused[0].counter)
+
+    def _doubts(self) -> list[float]:
+        """Since when something waits for metadata that may be one topic behind."""
+        since = [] if self._pending is None else [self._pending_since]
+        return since if self._suspect_since is None else [*since, self._suspect_since]
+
+    def _suspect(self, refusal: Refusal, error: TrustError) -> TrustView | None:
+        """Go by what was verified before, and report only what does not heal: a new root may be one topic behind."""
+        now = self._clock()
+        if self._suspect_since is None:
+            self._suspect_since = now
+        elif now >= self._suspect_since + GRACE_S:
+            self._refuse_once(refusal, str(error), None)
+        return self._trust.view()
 
     def _refuse_once(self, refusal: Refusal, detail: str, raw: bytes | None, counter: int | None = None) -> None:
         """Report a refusal, but not again for the same bytes: retained topics repeat themselves."""
@@ -330,7 +362,12 @@ class Conductor:
                 if self._effects:
                     self._carry_out(self._effects.popleft())
                 else:
-                    self._commit(*update.advance(self._state, self._events.popleft(), self._clock()))
+                    event = self._events.popleft()
+                    try:
+                        self._commit(*update.advance(self._state, event, self._clock()))
+                    except JournalFailed:  # For a while, perhaps: the next tick tries again.
+                        self._events.appendleft(event)
+                        raise
         finally:
             self._busy = False
 
@@ -467,7 +504,8 @@ class Conductor:
                 case Arrival.WRITE:
                     try:
                         self._store.write_chunk(advanced.file, index, chunk)
-                    except DiskFull as error:
+                    except StoreError as error:
+                        self._store.abandon(sha256)  # The journal needs some room to say so.
                         self._give_up(fetch.release, Refusal.DISK_FULL, str(error))
                         continue
                     fetch.bytes_fetched += len(chunk)
@@ -493,7 +531,8 @@ class Conductor:
         except FileTampered as error:
             self._give_up(fetch.release, Refusal.TAMPERED, str(error))
             return False
-        except DiskFull as error:
+        except StoreError as error:
+            self._store.abandon(done.file.sha256)
             self._give_up(fetch.release, Refusal.DISK_FULL, str(error))
             return False
         return True
@@ -531,7 +570,10 @@ class Conductor:
     def _flush(self) -> None:
         """Publish what the outbox holds, oldest first; what stays unacknowledged is published again later."""
         now = self._clock()
-        for event in self._journal.pending(OUTBOX_IN_FLIGHT):
+        pending = self._journal.pending(OUTBOX_IN_FLIGHT)
+        # What a full outbox dropped is never acknowledged, and would be waited for without end.
+        self._sent = {event.id: self._sent[event.id] for event in pending if event.id in self._sent}
+        for event in pending:
             sent_at = self._sent.get(event.id)
             if sent_at is None or now >= sent_at + RESEND_S or now < sent_at:
                 self._sent[event.id] = now

@@ -1,4 +1,4 @@
-"""The agent's configuration: `agent.toml`, read once, checked, and passed down. It detects nothing and touches no device.
+"""The agent's configuration: `agent.toml`, read once, checked, and passed down. It detects nothing.
 
     fleet = "harbour"
     device = "crane-07"
@@ -7,7 +7,7 @@
     data_dir = "/var/lib/muster-agent"
     bootstrap_root = "/etc/muster-agent/root.json"
 
-`MUSTER_AGENT_DEVICE`, `_FLEET`, `_DEVICE_CLASS`, `_BROKER_URL`, `_DATA_DIR`, `_BOOTSTRAP_ROOT` and `_HTTP_LISTEN`, when set, win over the file.
+The variables in `ENVIRONMENT`, such as `MUSTER_AGENT_DEVICE`, win over the file.
 """
 
 import tomllib
@@ -122,13 +122,19 @@ def load_config(path: Path, environment: Mapping[str, str]) -> AgentConfig:
                     raise ConfigInvalid(f"{path}: {name} is a table, written [{name}]")
             table[field] = environment[variable]
     try:
-        config = msgspec.convert(document, AgentConfig)
+        config = msgspec.convert(document, AgentConfig, dec_hook=_path)
     except msgspec.ValidationError as error:
         raise ConfigInvalid(f"{path}: {_in_toml_words(str(error))}") from error
     problem = _problem(config)
     if problem is not None:
         raise ConfigInvalid(f"{path}: {problem}")
     return config
+
+
+def _path(kind: type, text: object) -> object:
+    if kind is Path and isinstance(text, str) and text:
+        return Path(text)
+    raise ValueError(f"Expected a path, got {text!r}")
 
 
 def _in_toml_words(message: str) -> str:

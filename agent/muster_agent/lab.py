@@ -3,8 +3,8 @@
     self_test ─▶ worker: hash, load, golden cases, warm up ─▶ candidate, SelfTestDone
     serve     ─▶ candidate, or worker: hash, load, warm up ─▶ ServingTable.switch, or ServeFailed
 
-One worker thread does the slow work, in order; what it found is posted back to the conductor's thread, where every other
-line here runs. It decides nothing about releases: `core.update` says what to test and what to serve.
+One worker thread does the slow work, in order; what it found is posted back to the conductor's thread, where every
+other line here runs. It decides nothing about releases: `core.update` says what to test and what to serve.
 """
 
 import ctypes
@@ -47,7 +47,9 @@ class Answers(Protocol):
     def serve_failed(self, bundle: Sha256, detail: str) -> None: ...
 
 
-class Refused(Exception):  # noqa: N818  # It never leaves this module: a verdict on its way out of the worker.
+class Refused(Exception):
+    """A verdict on its way out of the worker; it never leaves this module."""
+
     def __init__(self, refusal: Refusal, detail: str) -> None:
         super().__init__(detail)
         self.refusal = refusal
@@ -68,7 +70,7 @@ class _Counted:
     """The counts of one release for the life of the agent, however often it is loaded, and where its window began."""
 
     stats: WindowStats = field(default_factory=WindowStats)
-    window_from: Snapshot = Snapshot()
+    window_from: Snapshot = field(default_factory=Snapshot)
 
 
 class EngineLab:

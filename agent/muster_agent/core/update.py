@@ -22,7 +22,6 @@ from typing import assert_never
 from muster_agent.core.health import Health, judge
 from muster_agent.core.state import DeviceState, ModelState, Phase, Slots, Update
 from muster_agent.core.trust import Target
-from muster_shared.variants import choose
 from muster_shared.assignment import Assignment, ModelAssignment
 from muster_shared.bundle import Manifest, Slo, target_path
 from muster_shared.ids import ModelName, Sha256
@@ -38,6 +37,7 @@ from muster_shared.messages import (
     StepReached,
     WindowReport,
 )
+from muster_shared.variants import choose
 
 BOOTS_IN_PROBATION_MAX = 3  # Two unlucky power cuts are forgiven, a release that takes the device down is not.
 

@@ -1,6 +1,6 @@
-"""A folder of files as the store sees it: positions, fsync, rename. The simulator has one that loses what was not synced.
+"""A folder of files as the store sees it: positions, fsync, rename.
 
-It knows nothing of what the files mean. Paths are relative, with `/`.
+The simulator has one that loses what was not synced. What the files mean is `store`'s; paths are relative, with `/`.
 """
 
 import errno

@@ -22,7 +22,6 @@ from muster_shared.ids import EventId
 from muster_shared.messages import Event, EventBody
 
 OUTBOX_EVENTS_MAX = 10_000  # A few hundred bytes each: some megabytes after months without a broker.
-DROPPED_AT_ONCE = 100  # Counting and sorting once for many commits.
 LOCK_TIMEOUT_S = 10.0
 _PAGE_CACHE_KIB = 512
 _WAL_BYTES_MAX = 1024 * 1024
@@ -124,10 +123,9 @@ class SqliteJournal:
         (count,) = database.execute("SELECT count(*) FROM outbox").fetchone()
         if count <= self._outbox_events_max:
             return 0
-        room = min(DROPPED_AT_ONCE, self._outbox_events_max // 10)
         return database.execute(
             "DELETE FROM outbox WHERE seq IN (SELECT seq FROM outbox ORDER BY rank, seq LIMIT ?)",
-            (count - self._outbox_events_max + room,),
+            (count - self._outbox_events_max,),
         ).rowcount
 
     def _read(self) -> DeviceState | None:
@@ -139,7 +137,10 @@ class SqliteJournal:
         for seq, body in self._database.execute("SELECT seq, body FROM outbox").fetchall():
             try:
                 _event_decoder.decode(body)
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:  # Of another agent version; the state is worth more.
+            except (
+                msgspec.MsgspecError,
+                UnicodeDecodeError,
+            ) as error:  # Of another agent version; the state is worth more.
                 log.warning("event_unreadable", seq=seq, error=str(error))
                 self._database.execute("DELETE FROM outbox WHERE seq = ?", (seq,))
         return state

@@ -4,8 +4,8 @@
                         │                                                                      │
                         └── abandon, collect, tampered: gone        verify, read: damaged ─────┴─▶ gone
 
-It stands over a `Disk`, so the simulator runs this very logic on a disk that loses power. What it affirms is hashed, not
-remembered; memory stays constant whatever the length of a file. It does not know releases.
+It stands over a `Disk`, so the simulator runs this very logic on a disk that loses power. What it affirms is hashed,
+not remembered; memory stays constant whatever the length of a file. It does not know releases.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """A release as a folder: the paths of its manifest, hard-linked to the content that the store holds.
 
-Engines read meaning into file endings, and a model may name its weights beside it. It does not verify: whoever loads from
-a view has just done so through the store.
+Engines read meaning into file endings, and a model may name its weights beside it. It does not verify: whoever loads
+from a view has just done so through the store.
 """
 
 import os

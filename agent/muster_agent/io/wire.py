@@ -1,7 +1,7 @@
 """The conductor's wire over the MQTT link: topics are built here, and what the link does not take is dropped.
 
-A drop is safe: events wait in the outbox, wants are asked again, the next twin says all of the last. It does not receive;
-`daemon` does.
+A drop is safe: events wait in the outbox, wants are asked again, the next twin says all of the last. It does not
+receive; `inbox` does.
 """
 
 import structlog

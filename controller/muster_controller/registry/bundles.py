@@ -292,7 +292,7 @@ def _compute_golden(spec: _Spec, inputs_file: Path, work: Path, out: Path) -> No
         for name, feed in feeds.items():
             arrays[f"input.{name}"] = feed
         for position, tensor in enumerate(spec.outputs):
-            join = np.concatenate if tensor.shape[:1] == (-1,) else np.stack
+            join = np.concatenate if tensor.shape[:1] in ((-1,), (1,)) else np.stack
             arrays[f"output.{tensor.name}"] = join([answer[position] for answer in answers])
     except BundleBroken:
         raise
@@ -303,8 +303,9 @@ def _compute_golden(spec: _Spec, inputs_file: Path, work: Path, out: Path) -> No
 
 
 def _case(spec: _Spec, feeds: dict[str, Any], case: int) -> dict[str, Any]:
-    """Return one case: with a batch axis of 1 where the input has one, without where it has none."""
+    """Return one case, as a batch of one when the array has no axis of cases beside the tensor's own."""
     return {
-        tensor.name: feeds[tensor.name][case : case + 1] if tensor.shape[:1] == (-1,) else feeds[tensor.name][case]
+        tensor.name: feed[case : case + 1] if feed.ndim == len(tensor.shape) else feed[case]
         for tensor in spec.inputs
+        for feed in (feeds[tensor.name],)
     }

@@ -143,6 +143,7 @@ class TufRepository:
             KeyMissing: this controller has no online keys yet.
         """
         with self._lock:
+            self._settle()
             state = self._state
             new_root = parse(Root, root, Root.type)
             new_targets = parse(Targets, targets, Targets.type)
@@ -175,6 +176,7 @@ class TufRepository:
             ManifestInvalid: `manifest` does not parse.
         """
         with self._lock:
+            self._settle()
             state = self._ready()
             offered = parse(Targets, metadata, role)
             require_signatures(state.targets.signed, role, offered)
@@ -201,6 +203,7 @@ class TufRepository:
         Harmless at any moment; returns whether `trust_messages` changed. Raises RepositoryEmpty, KeyMissing.
         """
         with self._lock:
+            self._settle()
             state = self._ready()
             root = state.root.signed
             stale_snapshot = _is_stale(root, state.snapshot, SNAPSHOT_LIFETIME, now)
@@ -381,6 +384,12 @@ class TufRepository:
         durable.sync_folder(self._folder)
         self._finish_commit()
         self._state = self._load()
+
+    def _settle(self) -> None:
+        """Finish what an error of the disk cut short after its commit."""
+        if (self._folder / _INCOMING).is_dir():
+            self._finish_commit()
+            self._state = self._load()
 
     def _finish_commit(self) -> None:
         """Move what is committed into place; what is not committed is forgotten."""

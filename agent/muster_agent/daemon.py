@@ -1,0 +1,255 @@
+"""The device daemon: puts the parts together, runs them, and takes them apart.
+
+    main thread        HTTP for local applications (asyncio, uvloop), signals, the service manager
+    conductor thread   every decision, the journal, the store (`inbox`)
+    link thread        MQTT          lab thread   loading and proving releases
+
+It exits on a signal and on a configuration that cannot work, never because of a message or a missing broker.
+"""
+
+import asyncio
+import ctypes
+import fcntl
+import logging
+import os
+import random
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+import uvloop
+
+from muster_agent import __version__
+from muster_agent.conductor import Conductor, Identity
+from muster_agent.config import AgentConfig
+from muster_agent.engines import registry
+from muster_agent.errors import AgentRunning, ConfigInvalid
+from muster_agent.inbox import ConductorThread
+from muster_agent.io.disk import OsDisk
+from muster_agent.io.host import HardwareOverrides, PsutilHost, detect_hardware, usable_cpus
+from muster_agent.io.journal import SqliteJournal
+from muster_agent.io.notify import ServiceManager
+from muster_agent.io.store import ContentStore
+from muster_agent.io.trust import TrustClient
+from muster_agent.io.views import Views
+from muster_agent.io.wire import MqttWire
+from muster_agent.lab import EngineLab
+from muster_agent.logs import configure_logs
+from muster_agent.serving.app import App
+from muster_agent.serving.http import serve
+from muster_agent.serving.table import ServingTable
+from muster_agent.status import StatusApp
+from muster_shared.link import Link, LinkConfig, Will
+from muster_shared.messages import Hardware, Presence, encode
+from muster_shared.topics import Channel, DeviceTopic, build, device_filters
+
+WILL_DELAY_S = 15  # A short break of the line is not worth a device that seems gone.
+SESSION_EXPIRY_S = 60  # The will waits no longer than the session lives, so this is the longer of the two.
+STOP_TIMEOUT_S = 5.0
+ARENAS_MAX = 2
+_M_ARENA_MAX = -8  # <malloc.h>
+
+log = structlog.get_logger()
+
+
+def run(config: AgentConfig, environment: Mapping[str, str]) -> None:
+    """Run the agent until SIGTERM or SIGINT.
+
+    Raises:
+        AgentRunning: another agent has the data folder.
+        ConfigInvalid: what the configuration names is not there, or cannot be used.
+        JournalFailed: the journal cannot be opened.
+    """
+    configure_logs(logging.INFO)
+    _limit_arenas()
+    _make_data_dir(config.data_dir)
+    lock = _lock(config.data_dir / "agent.lock")
+    try:
+        uvloop.run(_serve(config, ServiceManager(environment)))
+    finally:
+        os.close(lock)
+
+
+async def _serve(config: AgentConfig, manager: ServiceManager) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+    root = _bootstrap_root(config)
+    hardware = _hardware(config)
+    table = ServingTable()
+    thread = ConductorThread(config.fleet, time.time, time.monotonic)
+    disk = OsDisk(config.data_dir)
+    store = ContentStore(disk)
+    journal = SqliteJournal(config.data_dir / "journal.sqlite", outbox_events_max=config.outbox_events_max)
+    lab = EngineLab(store, Views(disk), table, thread.post, threads=config.threads or usable_cpus())
+    app = App(table, agent_version=__version__, ready=lambda: _is_ready(conductor, table))
+    status = StatusApp(app, lambda: thread.ask(conductor.twin), lambda: link.is_connected, __version__)
+    try:
+        address = config.http.address
+        host, port = address if address is not None else (None, 0)
+        server = await serve(status, host=host, port=port, unix_path=config.http.unix_socket)
+    except OSError as error:
+        raise ConfigInvalid(f"http: the agent cannot listen there: {error}") from error
+
+    boot = secrets.token_hex(8)
+    link = _link(config, boot, thread)
+    wire = MqttWire(link, config.fleet)
+    conductor = Conductor(
+        _identity(config, hardware, boot, server.port),
+        journal=journal,
+        store=store,
+        trust=TrustClient(config.data_dir / "trust", root, lambda: datetime.now(UTC)),
+        wire=wire,
+        lab=lab,
+        host=PsutilHost(config.data_dir),
+        clock=time.time,
+        random=random.SystemRandom(),
+    )
+    lab.attach(conductor)
+    thread.begin(conductor, link.ack)
+    link.start()
+    log.info(
+        "agent_started",
+        version=__version__,
+        device=config.device,
+        fleet=config.fleet,
+        endpoint=conductor.identity.endpoint,
+        runtimes=hardware.runtimes,
+    )
+    (config.data_dir / "endpoint").write_text(f"{conductor.identity.endpoint}\n", encoding="utf-8")
+    manager.ready()
+    watchdog = loop.create_task(_watch(manager, thread))
+
+    await stop.wait()
+
+    log.info("agent_stopping")
+    manager.stopping()
+    watchdog.cancel()
+    gone = Presence(device=config.device, boot=boot, online=False, sent_at=time.time())
+    farewell = _presence_topic(config)
+    ended = await asyncio.to_thread(
+        thread.end, lambda: wire.publish(farewell, encode(gone), qos=1, retain=True), STOP_TIMEOUT_S
+    )
+    await asyncio.to_thread(link.stop, STOP_TIMEOUT_S)
+    await server.stop(STOP_TIMEOUT_S)
+    table.close(STOP_TIMEOUT_S)
+    if ended:
+        journal.close()
+    log.info("agent_stopped")
+
+
+def _link(config: AgentConfig, boot: str, thread: ConductorThread) -> Link:
+    gone = Presence(device=config.device, boot=boot, online=False, sent_at=time.time())
+    topic = build(config.fleet, _presence_topic(config))
+    link = Link(
+        LinkConfig(
+            config.broker,
+            client_id=f"muster-{config.fleet}-{config.device}",
+            clean_start=True,  # Chunks that an agent before this one waited for are no use to it.
+            session_expiry_s=SESSION_EXPIRY_S,
+            will=Will(topic, encode(gone), delay_s=WILL_DELAY_S),
+            ca_path=config.tls.ca,
+            cert_path=config.tls.cert,
+            key_path=config.tls.key,
+        ),
+        thread.heard,
+        rng=random.SystemRandom(),
+    )
+    link.subscribe(device_filters(config.fleet, config.device))
+    return link
+
+
+def _presence_topic(config: AgentConfig) -> DeviceTopic:
+    return DeviceTopic(config.device, Channel.PRESENCE)
+
+
+def _identity(config: AgentConfig, hardware: Hardware, boot: str, port: int | None) -> Identity:
+    address = config.http.address
+    endpoint = f"unix:{config.http.unix_socket}" if address is None else f"http://{_host(address[0])}:{port}"
+    return Identity(
+        fleet=config.fleet,
+        device=config.device,
+        boot=boot,
+        agent_version=__version__,
+        hardware=hardware,
+        labels=config.labels,
+        endpoint=endpoint,
+        twin_every_s=config.twin_every_s,
+    )
+
+
+def _host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _hardware(config: AgentConfig) -> Hardware:
+    installed = registry.available()
+    runtimes = tuple(runtime for runtime in config.runtimes if runtime in installed)
+    if not runtimes:
+        log.error("engine_missing", enabled=config.runtimes, installed=installed)
+    declared = config.hardware
+    overrides = HardwareOverrides(declared.arch, declared.accelerators, declared.cpu_count, declared.memory_mb)
+    return detect_hardware(config.device_class, runtimes, overrides, ask_openvino=declared.ask_openvino)
+
+
+def _is_ready(conductor: Conductor, table: ServingTable) -> bool:
+    """Whether every model that has a release serves one, and there is at least one."""
+    serving = table.places()
+    models = conductor.state.models  # A frozen value: it is replaced as a whole, so any thread may look.
+    return bool(serving) and all(name in serving for name, model in models.items() if model.slots.active is not None)
+
+
+async def _watch(manager: ServiceManager, thread: ConductorThread) -> None:
+    """Say `alive` from the conductor's thread, at the loop's request: it takes both to be alive."""
+    if manager.watchdog_s is None:
+        return
+    while True:
+        await asyncio.sleep(manager.watchdog_s / 3)
+        thread.ask(manager.alive)
+
+
+def _bootstrap_root(config: AgentConfig) -> bytes:
+    try:
+        return config.bootstrap_root.read_bytes()
+    except OSError as error:
+        raise ConfigInvalid(f"bootstrap_root: {config.bootstrap_root} cannot be read: {error.strerror}") from error
+
+
+def _make_data_dir(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigInvalid(f"data_dir: {folder} cannot be made: {error.strerror}") from error
+
+
+def _lock(path: Path) -> int:
+    """Return a descriptor that holds the data folder for this process until it is closed."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigInvalid(f"data_dir: {path} cannot be written: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise AgentRunning(f"another agent works in {path.parent}; stop it, or choose another data_dir") from error
+    return descriptor
+
+
+def _limit_arenas() -> None:
+    """glibc gives each thread an arena of its own, which a device with a handful of threads pays for in memory."""
+    if sys.platform != "linux":
+        return
+    call: Callable[[int, int], int]
+    try:
+        call = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # Not glibc.
+        return
+    call(_M_ARENA_MAX, ARENAS_MAX)

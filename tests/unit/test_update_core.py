@@ -1,0 +1,665 @@
+"""The update machine: what each event does, and what no history of events can do."""
+
+from dataclasses import replace
+
+from hypothesis import assume, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from muster_agent.core.state import DeviceState, ModelState, Phase, Slots, Update
+from muster_agent.core.trust import Target
+from muster_agent.core.update import (
+    BOOTS_IN_PROBATION_MAX,
+    AssignmentArrived,
+    Collect,
+    Effect,
+    Event,
+    FetchFailed,
+    FetchFiles,
+    FetchManifest,
+    FilesReady,
+    ManifestReady,
+    Measure,
+    OpenWindow,
+    PowerCameBack,
+    Report,
+    Retire,
+    SelfTest,
+    SelfTestDone,
+    Serve,
+    ServeFailed,
+    StopFetching,
+    TimeCame,
+    WakeAt,
+    WindowMeasured,
+    advance,
+    kept,
+)
+from muster_shared.assignment import Assignment, ModelAssignment, Watch
+from muster_shared.bundle import (
+    Golden,
+    HardwareMatch,
+    Manifest,
+    Slo,
+    TensorSpec,
+    Variant,
+    describe_file,
+    digest,
+    target_path,
+)
+from muster_shared.ids import DeviceId, FleetId, ModelName, RolloutId, Sha256
+from muster_shared.messages import (
+    AssignmentRefused,
+    FaultSeen,
+    Hardware,
+    OutcomeReported,
+    Refusal,
+    ReleaseRef,
+    Step,
+    StepReached,
+    WindowReport,
+)
+
+FLEET, DEVICE = FleetId("harbour"), DeviceId("crane-7")
+MODELS = (ModelName("digits"), ModelName("voice"))
+HARDWARE = Hardware(device_class="x86", arch="x86_64", memory_mb=1000, runtimes=("onnxruntime",))
+NOW = 1_000_000.0
+GOOD = WindowReport(seconds=10, requests=100, latency_ms_p95=1.0)
+BAD = WindowReport(seconds=10, requests=50, errors=50, latency_ms_p95=1.0)
+SILENT = WindowReport(seconds=10)
+WATCH = Watch(rollout=RolloutId("r1"), wave=1, window_s=10, window_max_s=30, requests_min=5)
+
+
+def release(number: int, model: ModelName = MODELS[0]) -> ReleaseRef:
+    name = digest(f"{model} {number}".encode())
+    return ReleaseRef(model=model, version=f"1.{number}.0", release=number, bundle_sha256=name, bundle_length=100)
+
+
+R1, R2, R3 = release(1), release(2), release(3)
+
+
+# -- assignments -------------------------------------------------------------------------------------------------------
+
+
+def test_an_assignment_is_obeyed_once_however_often_it_is_repeated() -> None:
+    state, effects = tell(fresh(), assign(1, R1))
+
+    again, nothing = tell(state, assign(1, R1))
+
+    assert FetchManifest(R1) in effects
+    assert again is state
+    assert nothing == ()
+
+
+def test_a_replayed_counter_is_refused_and_changes_nothing() -> None:
+    state, _ = tell(fresh(), assign(5, R1))
+
+    for counter in (4, 5):
+        after, effects = tell(state, assign(counter, R2))
+
+        assert after is state
+        assert refusals(effects) == [Refusal.REPLAYED]
+
+
+def test_an_unsigned_release_is_refused_and_changes_nothing() -> None:
+    state, effects = tell(fresh(), assign(1, R1, signed=()))
+
+    assert state == fresh()
+    assert refusals(effects) == [Refusal.NOT_A_TARGET]
+
+
+def test_a_release_that_is_signed_with_another_digest_is_refused() -> None:
+    event = assign(1, R1)
+    targets = {target_path(R1.model, R1.version): Target(R2.bundle_sha256, R1.bundle_length)}
+
+    state, effects = tell(fresh(), replace(event, targets=targets))
+
+    assert state == fresh()
+    assert refusals(effects) == [Refusal.NOT_A_TARGET]
+
+
+def test_one_unsigned_release_spoils_the_whole_assignment() -> None:
+    other = release(1, MODELS[1])
+
+    state, effects = tell(fresh(), assign(1, R1, other, signed=(R1,)))
+
+    assert state == fresh()
+    assert refusals(effects) == [Refusal.NOT_A_TARGET]
+
+
+def test_an_assignment_for_another_device_is_refused_before_its_counter_counts() -> None:
+    state, effects = tell(fresh(), assign(9, R1, device=DeviceId("crane-8")))
+
+    assert state.counter == 0
+    assert refusals(effects) == [Refusal.OTHER_DEVICE]
+
+
+def test_an_assignment_for_another_fleet_is_refused() -> None:
+    _, effects = tell(fresh(), assign(9, R1, fleet=FleetId("airport")))
+
+    assert refusals(effects) == [Refusal.OTHER_DEVICE]
+
+
+def test_an_expired_assignment_is_refused() -> None:
+    state, effects = tell(fresh(), assign(1, R1, expires_at=NOW))
+
+    assert state == fresh()
+    assert refusals(effects) == [Refusal.EXPIRED]
+
+
+def test_a_model_that_is_not_assigned_any_more_is_retired() -> None:
+    state, _ = tell(serving(R1), assign(2, release(1, MODELS[1])))
+
+    assert list(state.models) == [MODELS[1]]
+
+
+def test_retiring_a_model_stops_its_fetch_and_lets_its_files_go() -> None:
+    state, _ = tell(fresh(), assign(1, R1))
+
+    state, effects = tell(state, assign(2))
+
+    assert StopFetching(R1.bundle_sha256) in effects
+    assert Retire(R1.model) in effects
+    assert effects[-1] == Collect(frozenset())
+
+
+# -- from assignment to commit -----------------------------------------------------------------------------------------
+
+
+def test_a_release_is_fetched_tested_switched_and_committed_in_this_order() -> None:
+    state, effects = tell(serving(R1), assign(2, R2))
+    assert steps(effects) == [Step.ACCEPTED]
+
+    state, effects = tell(state, ManifestReady(R2.bundle_sha256, manifest(R2), HARDWARE))
+    assert effects[-1] == FetchFiles(R2)
+    state, effects = tell(state, FilesReady(R2.bundle_sha256, 5000))
+    assert effects[-1] == SelfTest(R2)
+    assert slots(state) == Slots(active=R1)
+
+    state, effects = tell(state, SelfTestDone(R2.bundle_sha256, None, ""))
+    assert steps(effects) == [Step.SWITCHED, Step.COMMITTED]
+    assert Serve(R2) in effects
+    assert slots(state) == Slots(active=R2, standby=R1)
+
+
+def test_files_of_both_slots_are_kept_after_a_switch() -> None:
+    state = serving(R2, standby=R1)
+
+    state, effects = run_update(state, R3)
+
+    assert Collect(frozenset({R3.bundle_sha256, R2.bundle_sha256})) in effects
+    assert slots(state) == Slots(active=R3, standby=R2)
+
+
+def test_going_back_to_standby_needs_no_download() -> None:
+    state, effects = tell(serving(R2, standby=R1), assign(2, R1))
+
+    assert SelfTest(R1) in effects
+    assert not any(isinstance(effect, FetchManifest | FetchFiles) for effect in effects)
+
+    state, effects = tell(state, SelfTestDone(R1.bundle_sha256, None, ""))
+
+    assert Step.ROLLED_BACK in steps(effects)
+    assert slots(state) == Slots(active=R1, standby=R2)
+
+
+def test_a_manifest_of_another_release_is_refused() -> None:
+    state, _ = tell(serving(R1), assign(2, R2))
+
+    state, effects = tell(state, ManifestReady(R2.bundle_sha256, manifest(R3), HARDWARE))
+
+    assert failures(effects) == [Refusal.MANIFEST_INVALID]
+    assert slots(state) == Slots(active=R1)
+
+
+def test_a_release_for_other_hardware_is_refused() -> None:
+    state, _ = tell(serving(R1), assign(2, R2))
+    large = manifest(R2, HardwareMatch(memory_mb_min=2000))
+
+    state, effects = tell(state, ManifestReady(R2.bundle_sha256, large, HARDWARE))
+
+    assert failures(effects) == [Refusal.WRONG_HARDWARE]
+    assert slots(state) == Slots(active=R1)
+
+
+def test_a_failed_self_test_leaves_what_served_and_counts_as_bad() -> None:
+    state = in_testing(R2, watch=WATCH)
+
+    state, effects = tell(state, SelfTestDone(R2.bundle_sha256, Refusal.SELF_TEST_FAILED, "case 3 is wrong"))
+
+    assert failures(effects) == [Refusal.SELF_TEST_FAILED]
+    assert [outcome.good for outcome in outcomes(effects)] == [False]
+    assert slots(state) == Slots(active=R1)
+    assert not any(isinstance(effect, Serve | Retire) for effect in effects)
+
+
+def test_an_answer_about_a_release_that_was_called_off_is_ignored() -> None:
+    state, _ = tell(in_testing(R2), assign(3, R3))
+
+    after, effects = tell(state, SelfTestDone(R2.bundle_sha256, None, ""))
+
+    assert after is state
+    assert effects == ()
+
+
+def test_an_update_that_is_not_done_at_its_deadline_is_given_up() -> None:
+    state, _ = tell(serving(R1), assign(2, R2, watch=WATCH))
+
+    early, _ = tell(state, TimeCame(), NOW + WATCH.deadline_s - 1)
+    late, effects = tell(state, TimeCame(), NOW + WATCH.deadline_s)
+
+    assert early == state
+    assert failures(effects) == [Refusal.TIMED_OUT]
+    assert late.models[R1.model].update is None
+
+
+# -- probation ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_good_window_commits_and_reports_the_bit() -> None:
+    state = in_probation(R2)
+
+    state, effects = tell(state, WindowMeasured(R2.bundle_sha256, GOOD, Slo()), NOW + 10)
+
+    assert [outcome.good for outcome in outcomes(effects)] == [True]
+    assert steps(effects) == [Step.COMMITTED]
+    assert slots(state) == Slots(active=R2, standby=R1)
+
+
+def test_a_bad_window_rolls_back_without_download() -> None:
+    state = in_probation(R2)
+
+    state, effects = tell(state, WindowMeasured(R2.bundle_sha256, BAD, Slo()), NOW + 10)
+
+    assert [outcome.good for outcome in outcomes(effects)] == [False]
+    assert steps(effects) == [Step.ROLLED_BACK]
+    assert Serve(R1) in effects
+    assert slots(state) == Slots(active=R1)
+
+
+def test_a_silent_window_waits_and_is_then_judged_by_the_golden_cases() -> None:
+    state = in_probation(R2)
+
+    state, waiting = tell(state, WindowMeasured(R2.bundle_sha256, SILENT, Slo()), NOW + 10)
+    _, done = tell(state, WindowMeasured(R2.bundle_sha256, SILENT, Slo()), NOW + WATCH.window_max_s)
+
+    assert outcomes(waiting) == []
+    assert any(isinstance(effect, WakeAt) for effect in waiting)
+    assert [outcome.good for outcome in outcomes(done)] == [True]
+
+
+def test_a_held_back_control_is_measured_and_never_rolled_back() -> None:
+    state, effects = tell(serving(R1, standby=R3), assign(2, R1, watch=WATCH))
+    assert OpenWindow(R1) in effects
+
+    state, effects = tell(state, WindowMeasured(R1.bundle_sha256, BAD, Slo()), NOW + 10)
+
+    assert [outcome.good for outcome in outcomes(effects)] == [False]
+    assert not any(isinstance(effect, Serve) for effect in effects)
+    assert slots(state) == Slots(active=R1, standby=R3)
+
+
+def test_the_window_is_measured_when_it_has_passed_and_not_before() -> None:
+    state = in_probation(R2)
+
+    _, early = tell(state, TimeCame(), NOW + 9)
+    _, late = tell(state, TimeCame(), NOW + 10)
+
+    assert early == (WakeAt(NOW + 10),)
+    assert late == (Measure(R2, NOW),)
+
+
+def test_a_clock_that_is_set_back_does_not_hold_the_window_open() -> None:
+    state = in_probation(R2)
+
+    state, effects = tell(state, TimeCame(), NOW - 5000)
+
+    assert effects == (WakeAt(NOW - 5000 + WATCH.window_s),)
+
+
+# -- power -------------------------------------------------------------------------------------------------------------
+
+
+def test_power_that_fails_anywhere_leaves_the_previous_release_serving() -> None:
+    begun, _ = tell(serving(R1), assign(2, R2))
+    with_manifest, _ = tell(begun, ManifestReady(R2.bundle_sha256, manifest(R2), HARDWARE))
+
+    for state, next_effect in (
+        (begun, FetchManifest(R2)),
+        (with_manifest, FetchFiles(R2)),
+        (in_testing(R2), SelfTest(R2)),
+    ):
+        after, effects = tell(state, PowerCameBack(frozenset()))
+
+        assert Serve(R1) in effects
+        assert next_effect in effects
+        assert slots(after) == Slots(active=R1)
+
+
+def test_a_release_that_takes_the_device_down_is_rolled_back() -> None:
+    state = in_probation(R2)
+
+    for _ in range(BOOTS_IN_PROBATION_MAX - 1):
+        state, effects = tell(state, PowerCameBack(frozenset()))
+        assert Serve(R2) in effects
+    state, effects = tell(state, PowerCameBack(frozenset()))
+
+    assert Serve(R1) in effects
+    assert [outcome.good for outcome in outcomes(effects)] == [False]
+    assert slots(state) == Slots(active=R1)
+
+
+def test_standby_takes_over_when_the_active_files_are_damaged() -> None:
+    state, effects = tell(serving(R2, standby=R1), PowerCameBack(frozenset({R2.bundle_sha256})))
+
+    assert Serve(R1) in effects
+    assert faults(effects) == 1
+    assert slots(state) == Slots(active=R1)
+
+
+def test_a_device_without_any_whole_slot_fetches_its_release_again() -> None:
+    broken = frozenset({R1.bundle_sha256, R2.bundle_sha256})
+
+    state, effects = tell(serving(R2, standby=R1), PowerCameBack(broken))
+
+    assert Retire(R2.model) in effects
+    assert FetchManifest(R2) in effects
+    assert slots(state) == Slots()
+
+
+def test_standby_takes_over_when_the_active_release_does_not_load() -> None:
+    state, effects = tell(serving(R2, standby=R1), ServeFailed(R2.bundle_sha256, "out of memory"))
+
+    assert Serve(R1) in effects
+    assert slots(state) == Slots(active=R1)
+
+
+# -- no history can do this --------------------------------------------------------------------------------------------
+
+
+class AnyHistory(RuleBasedStateMachine):
+    """Events in any order, wanted or not, with power loss and clocks that jump."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = fresh()
+        self.now = NOW
+        self.proven: set[Sha256] = set()
+        self.rollouts = 0
+        self.judged: set[tuple[RolloutId, ModelName]] = set()
+
+    def tell(self, event: Event, *, may_lose: frozenset[Sha256] = frozenset()) -> None:
+        """Let the core decide, and hold what must be true between any two states."""
+        before = self.state
+        self.state, effects = advance(before, event, self.now)
+        assert self.state.counter >= before.counter
+        for effect in effects:
+            if isinstance(effect, Report) and isinstance(effect.body, OutcomeReported):
+                watched = (effect.body.rollout, effect.body.release.model)
+                assert watched not in self.judged
+                self.judged.add(watched)
+            if isinstance(effect, Collect):
+                assert kept(self.state) <= effect.keep
+        for name, model in before.models.items():
+            self._holds_on(name, model, effects, may_lose)
+
+    def _holds_on(
+        self, name: ModelName, before: ModelState, effects: tuple[Effect, ...], may_lose: frozenset[Sha256]
+    ) -> None:
+        after = self.state.models.get(name)
+        if after is None:
+            assert Retire(name) in effects
+            return
+        was, active = before.slots.active, after.slots.active
+        if was is not None and active is None:
+            assert was.bundle_sha256 in may_lose
+            standby = before.slots.standby
+            assert standby is None or standby.bundle_sha256 in may_lose
+            assert Retire(name) in effects
+        if active is not None and (was is None or was.bundle_sha256 != active.bundle_sha256):
+            served = [
+                effect.release for effect in effects if isinstance(effect, Serve) and effect.release.model == name
+            ]
+            assert served[-1:] == [active]
+
+    @initialize()
+    def begins_with_a_release_that_serves(self) -> None:
+        self.state = serving(R1)
+        self.proven = {R1.bundle_sha256}
+
+    @rule(
+        numbers=st.lists(st.one_of(st.none(), st.integers(1, 4)), min_size=2, max_size=2),
+        step=st.sampled_from([1, 1, 1, 3]),
+        watched=st.booleans(),
+    )
+    def is_assigned(self, numbers: list[int | None], step: int, watched: bool) -> None:
+        wanted = [release(number, model) for number, model in zip(numbers, MODELS, strict=True) if number is not None]
+        event = assign(self.state.counter + step, *wanted, watch=self._watch() if watched else None, at=self.now)
+        self.tell(event)
+        assert self.state.counter == event.assignment.counter
+        assert sorted(self.state.models) == sorted(one.model for one in wanted)
+
+    @rule(number=st.integers(1, 4), behind=st.integers(0, 3))
+    def is_told_an_old_counter(self, number: int, behind: int) -> None:
+        assume(self.state.counter - behind >= 1)
+        before = self.state
+        self.tell(assign(self.state.counter - behind, release(number), at=self.now))
+        assert self.state == before
+
+    @rule(number=st.integers(1, 4), fault=st.sampled_from(["unsigned", "device", "expired"]))
+    def is_told_something_wrong(self, number: int, fault: str) -> None:
+        before, one = self.state, release(number)
+        event = assign(
+            self.state.counter + 1,
+            one,
+            signed=() if fault == "unsigned" else None,
+            device=DeviceId("crane-8") if fault == "device" else DEVICE,
+            expires_at=self.now - 1 if fault == "expired" else None,
+            at=self.now,
+        )
+        self.tell(event)
+        assert self.state == before
+
+    @rule(number=st.integers(1, 4), model=st.sampled_from(MODELS), fits=st.booleans(), current=st.booleans())
+    def has_a_manifest(self, number: int, model: ModelName, fits: bool, current: bool) -> None:
+        one = self._pending(model) if current else release(number, model)
+        assume(one is not None)
+        assert one is not None
+        match = HardwareMatch() if fits else HardwareMatch(arch=("riscv64",))
+        self.tell(ManifestReady(one.bundle_sha256, manifest(one, match), HARDWARE))
+
+    @rule(model=st.sampled_from(MODELS), ready=st.booleans())
+    def has_files_or_not(self, model: ModelName, ready: bool) -> None:
+        one = self._pending(model)
+        assume(one is not None)
+        assert one is not None
+        self.tell(
+            FilesReady(one.bundle_sha256, 1)
+            if ready
+            else FetchFailed(one.bundle_sha256, Refusal.DISK_FULL, "no room is left")
+        )
+
+    @rule(number=st.integers(1, 4), model=st.sampled_from(MODELS), passed=st.booleans(), current=st.booleans())
+    def has_tested(self, number: int, model: ModelName, passed: bool, current: bool) -> None:
+        one = self._pending(model) if current else release(number, model)
+        assume(one is not None)
+        assert one is not None
+        if passed:
+            self.proven.add(one.bundle_sha256)
+        self.tell(SelfTestDone(one.bundle_sha256, None if passed else Refusal.SELF_TEST_FAILED, ""))
+
+    @rule(model=st.sampled_from(MODELS), window=st.sampled_from([GOOD, BAD, SILENT]))
+    def has_measured(self, model: ModelName, window: WindowReport) -> None:
+        one = self._pending(model)
+        assume(one is not None)
+        assert one is not None
+        self.tell(WindowMeasured(one.bundle_sha256, window, Slo()))
+
+    @rule(number=st.integers(1, 4), model=st.sampled_from(MODELS))
+    def cannot_serve(self, number: int, model: ModelName) -> None:
+        bundle = release(number, model).bundle_sha256
+        self.tell(ServeFailed(bundle, "it does not load"), may_lose=frozenset({bundle}))
+
+    @rule(broken=st.sets(st.tuples(st.integers(1, 4), st.sampled_from(MODELS)), max_size=3))
+    def loses_power(self, broken: set[tuple[int, ModelName]]) -> None:
+        bundles = frozenset(release(number, model).bundle_sha256 for number, model in broken)
+        self.tell(PowerCameBack(bundles), may_lose=bundles)
+        for model in self.state.models.values():
+            for slot in (model.slots.active, model.slots.standby):
+                assert slot is None or slot.bundle_sha256 not in bundles
+
+    @rule(seconds=st.sampled_from([-100_000.0, -5.0, 0.0, 1.0, 15.0, 40.0, 5000.0]))
+    def passes_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.tell(TimeCame())
+
+    @invariant()
+    def serves_only_what_was_proven(self) -> None:
+        for model in self.state.models.values():
+            for slot in (model.slots.active, model.slots.standby):
+                assert slot is None or slot.bundle_sha256 in self.proven
+
+    @invariant()
+    def has_two_different_slots(self) -> None:
+        for name, model in self.state.models.items():
+            active, standby = model.slots.active, model.slots.standby
+            assert all(slot is None or slot.model == name for slot in (active, standby))
+            assert active is None or standby is None or active.bundle_sha256 != standby.bundle_sha256
+            assert active is not None or standby is None
+
+    @invariant()
+    def is_in_probation_only_with_what_serves(self) -> None:
+        for model in self.state.models.values():
+            update, active = model.update, model.slots.active
+            if update is not None and update.phase is Phase.PROBATION:
+                assert active is not None
+                assert active.bundle_sha256 == update.release.bundle_sha256
+
+    def _pending(self, model: ModelName) -> ReleaseRef | None:
+        update = self.state.models.get(model, ModelState()).update
+        return None if update is None else update.release
+
+    def _watch(self) -> Watch:
+        self.rollouts += 1
+        return Watch(
+            rollout=RolloutId(f"r{self.rollouts}"),
+            wave=1,
+            window_s=10,
+            window_max_s=30,
+            deadline_s=1000,
+            requests_min=5,
+        )
+
+
+AnyHistory.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestAnyHistory = AnyHistory.TestCase
+
+
+# -- arranging ---------------------------------------------------------------------------------------------------------
+
+
+def fresh() -> DeviceState:
+    return DeviceState(FLEET, DEVICE)
+
+
+def serving(active: ReleaseRef, standby: ReleaseRef | None = None) -> DeviceState:
+    return replace(fresh(), counter=1, models={active.model: ModelState(Slots(active, standby))})
+
+
+def in_testing(one: ReleaseRef, watch: Watch | None = None) -> DeviceState:
+    """R1 serves, `one` waits for its self-test."""
+    pending = Update(one, watch, Phase.TESTING, began_at=NOW, deadline_at=None)
+    return replace(serving(R1), counter=2, models={one.model: ModelState(Slots(R1), pending)})
+
+
+def in_probation(one: ReleaseRef) -> DeviceState:
+    """`one` has just taken over from R1."""
+    state, _ = tell(in_testing(one, WATCH), SelfTestDone(one.bundle_sha256, None, ""))
+    return state
+
+
+def run_update(state: DeviceState, one: ReleaseRef) -> tuple[DeviceState, tuple[Effect, ...]]:
+    state, _ = tell(state, assign(state.counter + 1, one))
+    state, _ = tell(state, ManifestReady(one.bundle_sha256, manifest(one), HARDWARE))
+    state, _ = tell(state, FilesReady(one.bundle_sha256, 1))
+    return tell(state, SelfTestDone(one.bundle_sha256, None, ""))
+
+
+def tell(state: DeviceState, event: Event, now: float = NOW) -> tuple[DeviceState, tuple[Effect, ...]]:
+    return advance(state, event, now)
+
+
+def assign(
+    counter: int,
+    *releases: ReleaseRef,
+    signed: tuple[ReleaseRef, ...] | None = None,
+    watch: Watch | None = None,
+    device: DeviceId = DEVICE,
+    fleet: FleetId = FLEET,
+    expires_at: float | None = None,
+    at: float = NOW,
+) -> AssignmentArrived:
+    """Return an assignment of `releases`, of which `signed` (all) are targets."""
+    assignment = Assignment(
+        fleet=fleet,
+        device=device,
+        counter=counter,
+        issued_at=at,
+        expires_at=at + 3600 if expires_at is None else expires_at,
+        models=tuple(ModelAssignment(release=one, watch=watch) for one in releases),
+    )
+    targets = {
+        target_path(one.model, one.version): Target(one.bundle_sha256, one.bundle_length)
+        for one in (releases if signed is None else signed)
+    }
+    return AssignmentArrived(assignment, digest(repr(assignment).encode()), targets)
+
+
+def manifest(one: ReleaseRef, hardware: HardwareMatch | None = None) -> Manifest:
+    tensor = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
+    return Manifest(
+        model=one.model,
+        version=one.version,
+        release=one.release,
+        inputs=(tensor,),
+        outputs=(tensor,),
+        files=(describe_file("m.onnx", b"model"), describe_file("golden.npz", b"cases")),
+        variants=(
+            Variant(
+                name="cpu",
+                runtime="onnxruntime",
+                precision="fp32",
+                files=("m.onnx",),
+                hardware=hardware or HardwareMatch(),
+            ),
+        ),
+        golden=Golden(file="golden.npz"),
+    )
+
+
+def slots(state: DeviceState) -> Slots:
+    return state.models[R1.model].slots
+
+
+def bodies(effects: tuple[Effect, ...]) -> list[object]:
+    return [effect.body for effect in effects if isinstance(effect, Report)]
+
+
+def refusals(effects: tuple[Effect, ...]) -> list[Refusal]:
+    return [body.refusal for body in bodies(effects) if isinstance(body, AssignmentRefused)]
+
+
+def steps(effects: tuple[Effect, ...]) -> list[Step]:
+    return [body.step for body in bodies(effects) if isinstance(body, StepReached)]
+
+
+def failures(effects: tuple[Effect, ...]) -> list[Refusal | None]:
+    return [body.refusal for body in bodies(effects) if isinstance(body, StepReached) and body.step is Step.FAILED]
+
+
+def outcomes(effects: tuple[Effect, ...]) -> list[OutcomeReported]:
+    return [body for body in bodies(effects) if isinstance(body, OutcomeReported)]
+
+
+def faults(effects: tuple[Effect, ...]) -> int:
+    return sum(isinstance(body, FaultSeen) for body in bodies(effects))
