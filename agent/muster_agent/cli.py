@@ -102,12 +102,15 @@ def _add_endpoint(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(path: Path) -> None:
-    from muster_agent import daemon
     from muster_agent.config import load_config
     from muster_agent.errors import AgentRunning, ConfigInvalid, JournalFailed
 
     try:
-        daemon.run(load_config(path, os.environ), os.environ)
+        config = load_config(path, os.environ)
+
+        from muster_agent import daemon
+
+        daemon.run(config, os.environ)
     except ConfigInvalid as error:
         raise CommandFailed(USAGE, str(error)) from error
     except AgentRunning as error:

@@ -123,7 +123,7 @@ async def _serve(config: AgentConfig, manager: ServiceManager) -> None:
         endpoint=conductor.identity.endpoint,
         runtimes=hardware.runtimes,
     )
-    (config.data_dir / "endpoint").write_text(f"{conductor.identity.endpoint}\n", encoding="utf-8")
+    _leave_word(config.data_dir / "endpoint", conductor.identity.endpoint)
     manager.ready()
     watchdog = loop.create_task(_watch(manager, thread))
 
@@ -227,6 +227,14 @@ def _make_data_dir(folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigInvalid(f"data_dir: {folder} cannot be made: {error.strerror}") from error
+
+
+def _leave_word(path: Path, endpoint: str | None) -> None:
+    """Tell `muster-agent status` which free port was taken."""
+    try:
+        path.write_text(f"{endpoint}\n", encoding="utf-8")
+    except OSError as error:  # A full disk is no reason not to serve.
+        log.warning("endpoint_not_written", error=str(error))
 
 
 def _lock(path: Path) -> int:

@@ -154,7 +154,7 @@ class ConductorThread:
                 self._lost = None
                 self._guarded(conductor.connected)
             case Disconnected(reason):
-                log.warning("broker_lost", reason=reason)
+                log.warning("broker_lost" if self._lost is None else "broker_unreachable", reason=reason)
                 self._lost = reason
                 self._guarded(conductor.disconnected)
             case PublishRefused(mid, reason):

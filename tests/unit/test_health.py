@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom
+from scipy.stats import binom  # type: ignore[import-untyped]  # SciPy ships no type information.
 
 from muster_agent.core.health import TAIL, Health, binomial_at_least, judge
 from muster_shared.bundle import Slo

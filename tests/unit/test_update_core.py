@@ -299,6 +299,38 @@ def test_a_held_back_control_is_measured_and_never_rolled_back() -> None:
     assert slots(state) == Slots(active=R1, standby=R3)
 
 
+def test_a_judged_watch_that_is_assigned_again_for_another_models_sake_starts_nothing() -> None:
+    other = release(1, MODELS[1])
+    state, _ = tell(in_probation(R2), WindowMeasured(R2.bundle_sha256, BAD, Slo()))
+
+    state, effects = tell(state, assign(state.counter + 1, R2, other, watch=WATCH))
+
+    assert slots(state).active == R1
+    assert state.models[R2.model].update is None
+    assert [effect for effect in effects if isinstance(effect, FetchManifest)] == [FetchManifest(other)]
+
+
+def test_a_failed_release_is_not_fetched_again_by_the_same_watch() -> None:
+    state = in_testing(R2, WATCH)
+    state, _ = tell(state, SelfTestDone(R2.bundle_sha256, Refusal.SELF_TEST_FAILED, "off by one"))
+
+    state, effects = tell(state, assign(state.counter + 1, R2, watch=WATCH))
+
+    assert state.models[R2.model].update is None
+    assert outcomes(effects) == []
+
+
+def test_a_control_is_judged_once_a_watch() -> None:
+    state, _ = tell(serving(R1), assign(2, R1, watch=WATCH))
+    state, effects = tell(state, WindowMeasured(R1.bundle_sha256, GOOD, Slo()))
+    assert [outcome.good for outcome in outcomes(effects)] == [True]
+
+    state, effects = tell(state, assign(3, R1, watch=WATCH))
+
+    assert outcomes(effects) == []
+    assert state.models[R1.model].update is None
+
+
 def test_the_window_is_measured_when_it_has_passed_and_not_before() -> None:
     state = in_probation(R2)
 

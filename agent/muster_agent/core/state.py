@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from muster_shared.assignment import Watch
-from muster_shared.ids import DeviceId, FleetId, ModelName, Sha256
+from muster_shared.ids import DeviceId, FleetId, ModelName, RolloutId, Sha256
 from muster_shared.messages import ReleaseRef
 
 
@@ -57,9 +57,19 @@ class Update:
 
 
 @dataclass(frozen=True)
+class Settled:
+    """A watch that has had its outcome: an assignment that repeats it for another model's sake starts nothing anew."""
+
+    bundle: Sha256
+    rollout: RolloutId
+    wave: int
+
+
+@dataclass(frozen=True)
 class ModelState:
     slots: Slots = Slots()
     update: Update | None = None
+    settled: Settled | None = None
     last_error: str | None = None
 
 

@@ -18,7 +18,7 @@ from muster_shared.ids import Sha256
 WINDOW_CHUNKS = 128
 QUIET_S = 1.0
 QUIET_S_MAX = 30.0
-BAD_CHUNKS_MAX = 32  # A line that corrupts is repaired by asking again; a source that lies is given up.
+BAD_CHUNKS_MAX = 16  # A line that corrupts is repaired by asking again; a source that lies is given up.
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def arrive(transfer: Transfer, index: int, chunk: bytes, now: float) -> tuple[Tr
     length = min(file.chunk_bytes, file.length - index * file.chunk_bytes)
     if len(chunk) != length or (file.chunks and digest(chunk) != file.chunks[index]):
         bad = transfer.bad_chunks + 1
-        return replace(transfer, bad_chunks=bad), Arrival.LYING if bad >= BAD_CHUNKS_MAX else Arrival.CORRUPT
+        return replace(transfer, bad_chunks=bad, stalls=0), Arrival.LYING if bad >= BAD_CHUNKS_MAX else Arrival.CORRUPT
     return (
         replace(
             transfer,

@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from muster_agent.core.health import Health, judge
-from muster_agent.core.state import DeviceState, ModelState, Phase, Slots, Update
+from muster_agent.core.state import DeviceState, ModelState, Phase, Settled, Slots, Update
 from muster_agent.core.trust import Target
-from muster_shared.assignment import Assignment, ModelAssignment
+from muster_shared.assignment import Assignment, ModelAssignment, Watch
 from muster_shared.bundle import Manifest, Slo, target_path
 from muster_shared.ids import ModelName, Sha256
 from muster_shared.messages import (
@@ -286,6 +286,8 @@ def _aim(model: ModelState, wanted: ModelAssignment, now: float) -> tuple[ModelS
     """Turn one model towards `wanted`: go on, call off, go back to standby, watch, or begin to fetch."""
     release, watch, update = wanted.release, wanted.watch, model.update
     effects: list[Effect] = []
+    if update is None and watch is not None and model.settled == _settled(release, watch):
+        return model, []  # It was judged, perhaps rolled back; this assignment is for another model's sake.
     if update is not None:
         if update.release.bundle_sha256 == release.bundle_sha256 and update.watch == watch:
             return model, []
@@ -304,7 +306,8 @@ def _aim(model: ModelState, wanted: ModelAssignment, now: float) -> tuple[ModelS
     if active is not None and active.bundle_sha256 == release.bundle_sha256:
         slots = replace(model.slots, active=release)
         if watch is None:
-            effects.append(_step(fresh, Step.COMMITTED, now))
+            if update is not None:
+                effects.append(_step(fresh, Step.COMMITTED, now))
             return replace(model, slots=slots, update=None, last_error=None), effects
         sham = update is None or update.sham or update.release.bundle_sha256 != release.bundle_sha256
         fresh = replace(fresh, phase=Phase.PROBATION, sham=sham, window_from=now)
@@ -422,7 +425,7 @@ def _window_measured(
     effects = _outcome(update, True, reason, window)
     if not update.sham:
         effects.append(_step(update, Step.COMMITTED, now))
-    return replace(model, update=None), effects
+    return replace(model, update=None, settled=_settled(update.release, update.watch)), effects
 
 
 def _turn_back(
@@ -430,11 +433,12 @@ def _turn_back(
 ) -> tuple[ModelState, list[Effect]]:
     """End a probation badly: back to standby where there is one. A control has nothing newer to leave."""
     effects = _outcome(update, False, reason, window)
+    settled = _settled(update.release, update.watch)
     standby = model.slots.standby
     if update.sham or standby is None:
-        return replace(model, update=None, last_error=reason), effects
+        return replace(model, update=None, settled=settled, last_error=reason), effects
     effects += [_step(update, Step.ROLLED_BACK, now, detail=reason), Serve(standby)]
-    return ModelState(slots=Slots(active=standby), last_error=reason), effects
+    return ModelState(slots=Slots(active=standby), settled=settled, last_error=reason), effects
 
 
 def _fail(
@@ -445,7 +449,8 @@ def _fail(
         _step(update, Step.FAILED, now, refusal, detail),
         *_outcome(update, False, f"{refusal.value}: {detail}"),
     ]
-    return replace(model, update=None, last_error=f"{refusal.value}: {detail}"), effects
+    settled = _settled(update.release, update.watch)
+    return replace(model, update=None, settled=settled, last_error=f"{refusal.value}: {detail}"), effects
 
 
 def _time_came(model: ModelState, now: float) -> tuple[ModelState, list[Effect]]:
@@ -509,18 +514,19 @@ def _power_came_back(
 def _slot_lost(name: ModelName, model: ModelState, detail: str, now: float) -> tuple[ModelState, list[Effect]]:
     """The active slot cannot serve: standby takes over, or the release is fetched again."""
     effects: list[Effect] = [Report(FaultSeen(model=name, detail=detail))]
-    lost, update = model.slots.active, model.update
+    lost, update, settled = model.slots.active, model.update, model.settled
     assert lost is not None
     if update is not None and update.phase is Phase.PROBATION:
         effects += _outcome(update, False, detail)
+        settled = _settled(update.release, update.watch)
         update = None
     standby = model.slots.standby
     if standby is not None:
         effects += [Serve(standby)]
-        model = ModelState(slots=Slots(active=standby), update=update, last_error=detail)
+        model = ModelState(slots=Slots(active=standby), update=update, settled=settled, last_error=detail)
     else:
         effects += [Retire(name)]
-        model = ModelState(slots=Slots(), update=update, last_error=detail)
+        model = ModelState(slots=Slots(), update=update, settled=settled, last_error=detail)
         if update is None:
             model = replace(model, update=Update(lost, None, Phase.MANIFEST, began_at=now, deadline_at=None))
     if model.update is not None:
@@ -555,6 +561,10 @@ def _each_model(
     if collect:
         effects.append(Collect(kept(state)))
     return state, tuple(effects)
+
+
+def _settled(release: ReleaseRef, watch: Watch | None) -> Settled | None:
+    return None if watch is None else Settled(release.bundle_sha256, watch.rollout, watch.wave)
 
 
 def _refuse(assignment: Assignment, refusal: Refusal, detail: str) -> Report:

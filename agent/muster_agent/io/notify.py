@@ -34,7 +34,7 @@ class ServiceManager:
             return
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-                sock.settimeout(1.0)
+                sock.setblocking(False)  # The decisions of the device do not wait for it.
                 sock.sendto(message, self._address)
         except OSError:
             return  # It restarts us if it really missed something.

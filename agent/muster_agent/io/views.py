@@ -4,6 +4,7 @@ Engines read meaning into file endings, and a model may name its weights beside 
 from a view has just done so through the store.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Iterable
@@ -17,6 +18,8 @@ from muster_shared.ids import Sha256
 
 VIEWS = "views"
 CACHES = "caches"
+LINKLESS = frozenset({errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS})
+"""File systems without hard links, such as FAT: there the files are copied."""
 
 
 class Views:
@@ -37,7 +40,7 @@ class Views:
             for file in files:
                 target = folder / file.path
                 target.parent.mkdir(parents=True, exist_ok=True)
-                os.link(self._disk.path(blob(file.sha256)), target)
+                _link(self._disk.path(blob(file.sha256)), target)
         except OSError as error:
             raise StoreError(f"the files of release {bundle[:12]}… cannot be laid out: {error}") from error
         return folder
@@ -61,3 +64,12 @@ class Views:
             for name in self._disk.list(parent):
                 if name not in keep:
                     shutil.rmtree(self._disk.path(f"{parent}/{name}"), ignore_errors=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in LINKLESS:
+            raise
+        shutil.copyfile(source, target)
