@@ -436,8 +436,10 @@ class Conductor:
         for release in self._known_releases():
             if release.bundle_sha256 in keep and self._store.has(release.bundle_sha256):
                 manifest = self._manifest(release)
-                variant = None if manifest is None else choose(manifest, self.identity.hardware)
-                if manifest is not None and variant is not None:
+                if manifest is None:
+                    return  # Nobody can tell which files it needs: better too many than one too few.
+                variant = choose(manifest, self.identity.hardware)
+                if variant is not None:
                     files.update(file.sha256 for file in manifest.files_for(variant))
         self._lab.drop(keep)
         self._store.collect(frozenset(files))
@@ -473,8 +475,8 @@ class Conductor:
         """Start the next file that is not here, or say that all are."""
         bundle = fetch.release.bundle_sha256
         for file in fetch.files:
-            if self._store.has(file.sha256):
-                continue
+            if self._store.has(file.sha256) and self._store.verify(file):
+                continue  # Another release brought it; if it rotted since, it is fetched again.
             fetch.current, want = transfer.begin(file, self._store.resume(file), self._clock())
             self._wire.listen(file.sha256)
             if want is not None:

@@ -5,6 +5,10 @@ MusterError
 ├── OrderRefused          (in `core.rollout`) an order that the rollout's state does not allow
 ├── NotFound              no such device, model, release or rollout
 ├── Conflict              it would contradict what is already under way
+├── FleetUnavailable      the fleet cannot take an order now
+├── ServerUnavailable     the data folder or the port is in use
+├── LedgerError           (in `db.errors`) the database
+├── BrokerUnavailable     (in `broker.embedded`) no broker can be started
 └── RegistryError         (in `registry.errors`) keys, signatures, bundles, blobs
 """
 
@@ -22,3 +26,11 @@ class NotFound(MusterError):
 
 class Conflict(MusterError):
     """It would contradict what is already under way."""
+
+
+class FleetUnavailable(MusterError):
+    """The fleet cannot take an order now: too much to do, or on its way down."""
+
+
+class ServerUnavailable(MusterError):
+    """The server cannot start: its data folder or its port is in use."""

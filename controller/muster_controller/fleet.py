@@ -48,6 +48,8 @@ LATE_WAVE = 1_000_000  # The wave of a device that gets the release after the ro
 TICK_S = 0.25
 RECONCILE_S = 1.0
 TRUST_EVERY_S = 300.0
+RESEND_S = 60.0  # How long a device may take to obey before its assignment is published again.
+ANNOUNCE_S = 60.0  # By then, after a new session, every device that is there has said so.
 
 
 @dataclass
@@ -85,12 +87,16 @@ class Fleet:
         self._outbox: list[tuple[Topic, bytes, bool]] = []
         self._trust_at = float("-inf")
         self._reconciled_at = float("-inf")
+        self._connected_at: float | None = None
+        """Of the newest connect, until who was not heard since has been taken for offline."""
+        self._said_at: dict[DeviceId, float] = {}
 
     # -- the broker --------------------------------------------------------------------------------------------------
 
     def connected(self) -> None:
         """The broker is there, and may have forgotten everything: say it all again."""
         self._connects += 1
+        self._connected_at = self._clock()
         self.publish_trust()
         with self._transaction():
             for desired in self._ledger.all_desired():
@@ -206,7 +212,10 @@ class Fleet:
                 return  # The will of a former life.
             if presence.online or device.online:
                 log.debug("presence", device=device_id, online=presence.online)
-            self._ledger.save_device(replace(device, online=presence.online, boot=presence.boot, seen_at=self._clock()))
+            changed = (presence.online, presence.boot) != (device.online, device.boot)
+            # A retained copy is no sign of life: what was known already does not count as seen.
+            seen_at = self._clock() if changed and presence.online else device.seen_at
+            self._ledger.save_device(replace(device, online=presence.online, boot=presence.boot, seen_at=seen_at))
 
     def _twin(self, device_id: DeviceId, twin: Twin) -> None:
         if twin.device != device_id:
@@ -294,10 +303,12 @@ class Fleet:
             replace(desired, counter=counter, expires_at=assignment.expires_at, envelope=envelope)
         )
         self.counters.assignments += 1
+        self._said_at[desired.device] = now
         self._send(DeviceTopic(desired.device, Channel.ASSIGNMENT), envelope, retain=True)
 
     def _reconcile(self, now: float) -> None:
-        """Give late devices the baseline, and renew assignments at half their life."""
+        """Give late devices the baseline, renew assignments at half their life, and repeat those that got lost."""
+        self._miss_silent(now)
         busy: set[tuple[ModelName, DeviceId]] = set()
         for rollout in self._ledger.rollouts(running=True):
             busy.update((rollout.model, device) for device in rollout.members)
@@ -323,6 +334,20 @@ class Fleet:
                 self._issue(replace(desired, models=models))
             elif desired.counter and desired.expires_at - now < LIFETIME_S / 2:
                 self._issue(desired)
+            elif device.twin.counter < desired.counter and now >= self._said_at.get(device.id, 0.0) + RESEND_S:
+                # Whoever has the broker may have put something else in its place.
+                self._said_at[device.id] = now
+                self._send(DeviceTopic(device.id, Channel.ASSIGNMENT), desired.envelope, retain=True)
+
+    def _miss_silent(self, now: float) -> None:
+        """Take for offline who did not answer the last session: it went unseen, and a broker lost its will."""
+        began_at = self._connected_at
+        if began_at is None or now < began_at + ANNOUNCE_S:
+            return
+        self._connected_at = None
+        for device in self._ledger.devices():
+            if device.online and device.seen_at < began_at:
+                self._ledger.save_device(replace(device, online=False))
 
     def _late_watch(self, baseline: Baseline) -> Watch | None:
         """A device that joins late is watched for its own sake: probation and local rollback as in a wave."""

@@ -63,6 +63,7 @@ class Settled:
     bundle: Sha256
     rollout: RolloutId
     wave: int
+    good: bool
 
 
 @dataclass(frozen=True)

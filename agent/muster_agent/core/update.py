@@ -286,7 +286,7 @@ def _aim(model: ModelState, wanted: ModelAssignment, now: float) -> tuple[ModelS
     """Turn one model towards `wanted`: go on, call off, go back to standby, watch, or begin to fetch."""
     release, watch, update = wanted.release, wanted.watch, model.update
     effects: list[Effect] = []
-    if update is None and watch is not None and model.settled == _settled(release, watch):
+    if update is None and _is_settled(model, release, watch):
         return model, []  # It was judged, perhaps rolled back; this assignment is for another model's sake.
     if update is not None:
         if update.release.bundle_sha256 == release.bundle_sha256 and update.watch == watch:
@@ -425,7 +425,7 @@ def _window_measured(
     effects = _outcome(update, True, reason, window)
     if not update.sham:
         effects.append(_step(update, Step.COMMITTED, now))
-    return replace(model, update=None, settled=_settled(update.release, update.watch)), effects
+    return replace(model, update=None, settled=_settled(update, good=True)), effects
 
 
 def _turn_back(
@@ -433,7 +433,7 @@ def _turn_back(
 ) -> tuple[ModelState, list[Effect]]:
     """End a probation badly: back to standby where there is one. A control has nothing newer to leave."""
     effects = _outcome(update, False, reason, window)
-    settled = _settled(update.release, update.watch)
+    settled = _settled(update, good=False)
     standby = model.slots.standby
     if update.sham or standby is None:
         return replace(model, update=None, settled=settled, last_error=reason), effects
@@ -449,7 +449,7 @@ def _fail(
         _step(update, Step.FAILED, now, refusal, detail),
         *_outcome(update, False, f"{refusal.value}: {detail}"),
     ]
-    settled = _settled(update.release, update.watch)
+    settled = _settled(update, good=False)
     return replace(model, update=None, settled=settled, last_error=f"{refusal.value}: {detail}"), effects
 
 
@@ -518,7 +518,7 @@ def _slot_lost(name: ModelName, model: ModelState, detail: str, now: float) -> t
     assert lost is not None
     if update is not None and update.phase is Phase.PROBATION:
         effects += _outcome(update, False, detail)
-        settled = _settled(update.release, update.watch)
+        settled = _settled(update, good=False)
         update = None
     standby = model.slots.standby
     if standby is not None:
@@ -563,8 +563,19 @@ def _each_model(
     return state, tuple(effects)
 
 
-def _settled(release: ReleaseRef, watch: Watch | None) -> Settled | None:
-    return None if watch is None else Settled(release.bundle_sha256, watch.rollout, watch.wave)
+def _settled(update: Update, *, good: bool) -> Settled | None:
+    watch = update.watch
+    return None if watch is None else Settled(update.release.bundle_sha256, watch.rollout, watch.wave, good)
+
+
+def _is_settled(model: ModelState, release: ReleaseRef, watch: Watch | None) -> bool:
+    """Return whether `watch` over `release` had its outcome, and what followed from it still stands."""
+    settled, active = model.settled, model.slots.active
+    if settled is None or watch is None:
+        return False
+    if (settled.bundle, settled.rollout, settled.wave) != (release.bundle_sha256, watch.rollout, watch.wave):
+        return False
+    return not settled.good or (active is not None and active.bundle_sha256 == release.bundle_sha256)
 
 
 def _refuse(assignment: Assignment, refusal: Refusal, detail: str) -> Report:

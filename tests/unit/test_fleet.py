@@ -1,0 +1,409 @@
+"""The fleet over its real ledger: what is said, when, and that it is said again. Time stands still unless told."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgspec
+import pytest
+
+from muster_controller.core.policy import Policy
+from muster_controller.core.rollout import Order, OrderRefused, Rollout, RolloutState
+from muster_controller.db.errors import LedgerUnavailable
+from muster_controller.db.ledger import SqlLedger
+from muster_controller.errors import Conflict, NotFound
+from muster_controller.fleet import LATE_WAVE, Fleet
+from muster_shared import assignment
+from muster_shared.assignment import LIFETIME_S, Assignment
+from muster_shared.bundle import Golden, Manifest, TensorSpec, Variant, describe_file
+from muster_shared.ids import DeviceId, EventId, FleetId, ModelName, Sha256
+from muster_shared.messages import (
+    Ack,
+    ControllerSession,
+    Event,
+    Hardware,
+    OutcomeReported,
+    Presence,
+    ReleaseRef,
+    TrustFiles,
+    Twin,
+    TwinModel,
+    Want,
+    decode,
+    encode,
+    pack_bits,
+)
+from muster_shared.topics import Channel, ChunkTopic, ControllerTopic, DeviceTopic, Topic, TrustTopic, WantTopic
+
+MODEL = ModelName("digits")
+FILE = b"w" * 5000
+POLICY = Policy(waves=(1,), window_s=1.0, window_max_s=2.0, deadline_s=100.0, requests_min=0)
+
+
+def release(number: int) -> ReleaseRef:
+    return ReleaseRef(
+        model=MODEL, version=f"1.{number}.0", release=number, bundle_sha256=Sha256(f"{number:064x}"), bundle_length=10
+    )
+
+
+@dataclass
+class Said:
+    """A wire that remembers, and how many commits the ledger had made when each message left."""
+
+    ledger: SqlLedger
+    messages: list[tuple[Topic, bytes, bool]] = field(default_factory=list)
+    in_transaction: list[bool] = field(default_factory=list)
+
+    def publish(self, topic: Topic, payload: bytes, *, qos: int, retain: bool = False) -> None:
+        self.messages.append((topic, payload, retain))
+        self.in_transaction.append(bool(self.ledger._drafts))
+
+    def of(self, channel: Channel, device: str) -> list[bytes]:
+        return [payload for topic, payload, _ in self.messages if topic == DeviceTopic(DeviceId(device), channel)]
+
+    def assignments(self, device: str) -> list[Assignment]:
+        return [assignment.parse(payload) for payload in self.of(Channel.ASSIGNMENT, device)]
+
+
+class Shelf:
+    """A registry with two releases, of which assignments come unsigned."""
+
+    manifest_: Manifest = Manifest(
+        model=MODEL,
+        version="1.1.0",
+        release=1,
+        inputs=(TensorSpec(name="x", datatype="FP32", shape=(-1,)),),
+        outputs=(TensorSpec(name="y", datatype="FP32", shape=(-1,)),),
+        files=(describe_file("m", FILE),),
+        variants=(Variant(name="any", runtime="onnxruntime", precision="fp32", files=("m",)),),
+        golden=Golden(file="m"),
+    )
+
+    def trust_messages(self) -> list[TrustFiles]:
+        return [TrustFiles(role="timestamp", files={"timestamp.json": "{}"})]
+
+    def release(self, model: ModelName, version: str) -> ReleaseRef | None:
+        return next((each for each in self.releases() if (each.model, each.version) == (model, version)), None)
+
+    def releases(self) -> list[ReleaseRef]:
+        return [release(1), release(2)]
+
+    def manifest(self, bundle: Sha256) -> Manifest | None:
+        return self.manifest_
+
+    def sign_assignment(self, document: Assignment) -> bytes:
+        return msgspec.json.encode(document)
+
+    def blob_length(self, sha256: Sha256) -> int | None:
+        return len(FILE) if sha256 == self.manifest_.files[0].sha256 else None
+
+    def read_blob(self, sha256: Sha256, offset: int, length: int) -> bytes:
+        return FILE[offset : offset + length]
+
+
+@dataclass
+class Stage:
+    ledger: SqlLedger
+    path: Path
+    now: float = 1000.0
+
+    def __post_init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Start the controller (again) over the same ledger."""
+        self.said = Said(self.ledger)
+        self.fleet = Fleet(
+            FleetId("test"),
+            ledger=self.ledger,
+            registry=Shelf(),
+            wire=self.said,
+            clock=lambda: self.now,
+            random=Random(5),
+            session="s",
+        )
+
+    def restart(self) -> None:
+        self.ledger.close()
+        self.ledger = SqlLedger(self.path, lambda: self.now)
+        self.begin()
+
+    def hear(self, device: str, channel: Channel, message: Any) -> None:
+        self.fleet.received(DeviceTopic(DeviceId(device), channel), encode(message))
+
+    def join(self, device: str, *, sequence: int = 1, active: ReleaseRef | None = None, **changes: Any) -> None:
+        self.hear(device, Channel.PRESENCE, presence(device))
+        self.hear(device, Channel.TWIN, twin(device, sequence, active, **changes))
+
+    def outcome(self, device: str, rollout: Rollout, name: str = "", *, good: bool = True, wave: int = 0) -> Event:
+        body = OutcomeReported(release=rollout.release, rollout=rollout.id, wave=wave, good=good, reason="because")
+        event = Event(id=EventId(name or f"o-{device}-{wave}"), device=DeviceId(device), at=1.0, body=body)
+        self.hear(device, Channel.EVENT, event)
+        return event
+
+    def pass_(self, seconds: float) -> None:
+        self.now += seconds
+        self.fleet.tick()
+
+    def roll_out(self, number: int = 1, policy: Policy = POLICY) -> Rollout:
+        return self.fleet.create_rollout(MODEL, f"1.{number}.0", policy, "anna")
+
+    def finish(self, number: int, *devices: str) -> Rollout:
+        """Roll a release out to the end, every device of it good and running it."""
+        rollout = self.roll_out(number, replace_policy(waves=(100,)))
+        for device in devices:
+            self.outcome(device, rollout, f"{rollout.id}-{device}")
+            self.join(device, sequence=10 * number, active=release(number))
+        self.pass_(1.0)
+        found = self.ledger.rollout(rollout.id)
+        assert found is not None
+        assert found.state is RolloutState.FINISHED
+        return found
+
+
+def replace_policy(**changes: Any) -> Policy:
+    return msgspec.structs.replace(POLICY, **changes)
+
+
+def presence(device: str, *, online: bool = True, boot: str = "b1") -> Presence:
+    return Presence(device=DeviceId(device), boot=boot, online=online, sent_at=1.0)
+
+
+def twin(
+    device: str,
+    sequence: int,
+    active: ReleaseRef | None = None,
+    *,
+    boot: str = "b1",
+    sent_at: float = 1.0,
+    **changes: Any,
+) -> Twin:
+    return Twin(
+        device=DeviceId(device),
+        sent_at=sent_at,
+        boot=boot,
+        sequence=sequence,
+        agent_version="0.1.0",
+        counter=0,
+        hardware=Hardware(device_class="sim", arch="x86_64", runtimes=("onnxruntime",), memory_mb=100),
+        models=() if active is None else (TwinModel(model=MODEL, phase="idle", active=active),),
+        **changes,
+    )
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    path = tmp_path / "muster.db"
+    stage = Stage(SqlLedger(path, lambda: 1000.0), path)
+    yield stage
+    stage.ledger.close()
+
+
+def test_an_event_is_counted_once_and_acknowledged_every_time(stage: Stage) -> None:
+    stage.join("dev-a")
+    rollout = stage.roll_out()
+
+    first = stage.outcome("dev-a", rollout)
+    stage.outcome("dev-a", rollout)
+
+    acks = [decode(raw, Ack).ids for raw in stage.said.of(Channel.ACK, "dev-a")]
+    assert acks == [(first.id,), (first.id,)]
+    assert (stage.fleet.counters.events, stage.fleet.counters.repeated_events) == (1, 1)
+
+
+def test_nothing_is_said_before_it_is_committed(stage: Stage) -> None:
+    stage.join("dev-a")
+    rollout = stage.roll_out()
+    stage.outcome("dev-a", rollout)
+
+    assert stage.said.of(Channel.ACK, "dev-a")
+    assert not any(stage.said.in_transaction)
+
+
+def test_an_event_that_could_not_be_stored_is_not_acknowledged(stage: Stage) -> None:
+    stage.join("dev-a")
+    rollout = stage.roll_out()
+    with stage.ledger._writer.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE TRIGGER f BEFORE INSERT ON event BEGIN SELECT RAISE(ABORT, 'disk full'); END"
+        )
+
+    with pytest.raises(LedgerUnavailable, match="disk full"):
+        stage.outcome("dev-a", rollout)
+
+    assert stage.said.of(Channel.ACK, "dev-a") == []
+    assert stage.ledger.rollout(rollout.id) == rollout
+
+
+def test_every_new_assignment_of_a_device_has_a_higher_counter(stage: Stage) -> None:
+    stage.join("dev-a")
+    stage.finish(1, "dev-a")
+    stage.finish(2, "dev-a")
+    stage.restart()
+    stage.fleet.order(stage.ledger.rollouts(running=False)[0].id, Order.ROLL_BACK, "anna", "")
+
+    counters = [stage.ledger.desired(DeviceId("dev-a")).counter]
+    counters += [each.counter for each in stage.said.assignments("dev-a")]
+    assert counters == [3, 3]
+    assert stage.said.assignments("dev-a")[-1].models[0].release == release(1)
+
+
+def test_a_late_device_gets_the_baseline_and_is_watched(stage: Stage) -> None:
+    stage.join("dev-a")
+    rollout = stage.finish(1, "dev-a")
+
+    stage.join("dev-late")
+    stage.pass_(1.0)
+    stage.pass_(1.0)
+
+    given = stage.said.assignments("dev-late")
+    assert [each.counter for each in given] == [1]
+    assert given[0].models[0].release == release(1)
+    assert given[0].models[0].watch is not None
+    assert (given[0].models[0].watch.rollout, given[0].models[0].watch.wave) == (rollout.id, LATE_WAVE)
+
+
+def test_a_late_device_that_the_selector_leaves_out_gets_nothing(stage: Stage) -> None:
+    stage.join("dev-a", labels={"site": "oslo"})
+    policy = replace_policy(waves=(100,), selector={"site": "oslo"})
+    rollout = stage.roll_out(1, policy)
+    stage.outcome("dev-a", rollout)
+    stage.pass_(1.0)
+
+    stage.join("dev-late", labels={"site": "bergen"})
+    stage.pass_(1.0)
+
+    assert stage.said.assignments("dev-late") == []
+
+
+def test_everything_retained_is_said_again_at_each_connect(stage: Stage) -> None:
+    stage.join("dev-a")
+    stage.roll_out()
+    before = stage.said.of(Channel.ASSIGNMENT, "dev-a")
+    stage.restart()
+
+    stage.fleet.connected()
+    stage.fleet.connected()
+
+    assert stage.said.of(Channel.ASSIGNMENT, "dev-a") == before * 2
+    sessions = [decode(raw, ControllerSession) for topic, raw, _ in stage.said.messages if topic == ControllerTopic()]
+    assert len({session.session for session in sessions}) == 2
+    assert all(retain for _, _, retain in stage.said.messages)
+    assert [topic for topic, _, _ in stage.said.messages].count(TrustTopic("timestamp")) == 2
+
+
+def test_a_second_rollout_of_a_model_under_way_is_refused(stage: Stage) -> None:
+    stage.join("dev-a")
+    stage.roll_out(1)
+
+    with pytest.raises(Conflict, match="finish or abort"):
+        stage.roll_out(2)
+
+    assert len(stage.ledger.rollouts(running=False)) == 1
+
+
+def test_what_cannot_be_rolled_out_is_refused(stage: Stage) -> None:
+    with pytest.raises(Conflict, match="no known device"):
+        stage.roll_out(1)
+    with pytest.raises(NotFound):
+        stage.fleet.create_rollout(MODEL, "9.9.9", POLICY, "anna")
+    with pytest.raises(NotFound):
+        stage.fleet.order(stage_id("nothing"), Order.PAUSE, "anna", "")
+
+    stage.join("dev-a")
+    stage.finish(1, "dev-a")
+    with pytest.raises(Conflict, match="already"):
+        stage.roll_out(1)
+
+
+def stage_id(text: str) -> Any:
+    return text
+
+
+def test_an_order_that_does_not_fit_changes_nothing(stage: Stage) -> None:
+    stage.join("dev-a")
+    rollout = stage.roll_out()
+    said = len(stage.said.messages)
+
+    with pytest.raises(OrderRefused):
+        stage.fleet.order(rollout.id, Order.RESUME, "anna", "")
+
+    assert stage.ledger.rollout(rollout.id) == rollout
+    assert len(stage.said.messages) == said
+
+
+def test_a_twin_that_arrives_late_does_not_replace_a_newer_one(stage: Stage) -> None:
+    stage.join("dev-a", sequence=5, sent_at=50.0)
+
+    stage.hear("dev-a", Channel.TWIN, twin("dev-a", 4, sent_at=60.0))
+    stage.hear("dev-a", Channel.TWIN, twin("dev-a", 9, boot="b0", sent_at=40.0))
+
+    device = stage.ledger.device(DeviceId("dev-a"))
+    assert device is not None
+    assert device.twin is not None
+    assert (device.twin.boot, device.twin.sequence) == ("b1", 5)
+
+
+def test_the_will_of_a_former_life_does_not_put_a_device_offline(stage: Stage) -> None:
+    stage.join("dev-a")
+
+    stage.hear("dev-a", Channel.PRESENCE, presence("dev-a", online=False, boot="b0"))
+    still = stage.ledger.device(DeviceId("dev-a"))
+    stage.hear("dev-a", Channel.PRESENCE, presence("dev-a", online=False))
+    gone = stage.ledger.device(DeviceId("dev-a"))
+
+    assert still is not None
+    assert still.online
+    assert gone is not None
+    assert not gone.online
+
+
+def test_what_one_device_says_for_another_is_malformed(stage: Stage) -> None:
+    stage.hear("dev-a", Channel.TWIN, twin("dev-b", 1))
+    stage.fleet.received(DeviceTopic(DeviceId("dev-a"), Channel.EVENT), b"{")
+
+    assert stage.fleet.counters.malformed == 2
+    assert list(stage.ledger.devices()) == []
+
+
+def test_an_assignment_is_renewed_at_half_its_life(stage: Stage) -> None:
+    stage.join("dev-a")
+    stage.finish(1, "dev-a")
+    before = stage.ledger.desired(DeviceId("dev-a"))
+
+    stage.pass_(LIFETIME_S / 2 + 10)
+
+    after = stage.ledger.desired(DeviceId("dev-a"))
+    assert (after.counter, after.models) == (before.counter + 1, before.models)
+    assert after.expires_at > before.expires_at
+
+
+def test_chunks_that_several_devices_want_are_sent_once(stage: Stage) -> None:
+    digest = Shelf.manifest_.files[0].sha256
+    for device in ("dev-a", "dev-b"):
+        want = Want(device=DeviceId(device), length=len(FILE), chunk_bytes=1024, missing=pack_bits((0, 4), 5))
+        stage.fleet.received(WantTopic(digest), encode(want))
+
+    stage.pass_(1.0)
+
+    chunks = [(topic, payload) for topic, payload, _ in stage.said.messages if isinstance(topic, ChunkTopic)]
+    assert chunks == [(ChunkTopic(digest, 0), FILE[:1024]), (ChunkTopic(digest, 4), FILE[4096:])]
+
+
+def test_a_rollout_goes_on_where_it_was_after_a_restart(stage: Stage) -> None:
+    stage.join("dev-a")
+    stage.join("dev-b")
+    rollout = stage.roll_out(1)
+    first = next(member.device for member in rollout.members.values() if member.wave == 0)
+    stage.outcome(first, rollout)
+    stage.restart()
+
+    stage.pass_(1.0)
+
+    found = stage.ledger.rollout(rollout.id)
+    assert found is not None
+    assert found.wave == 1
+    other = next(device for device in rollout.members if device != first)
+    assert [each.counter for each in stage.said.assignments(other)] == [1]
