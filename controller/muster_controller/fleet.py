@@ -212,10 +212,8 @@ class Fleet:
                 return  # The will of a former life.
             if presence.online or device.online:
                 log.debug("presence", device=device_id, online=presence.online)
-            changed = (presence.online, presence.boot) != (device.online, device.boot)
-            # A retained copy is no sign of life: what was known already does not count as seen.
-            seen_at = self._clock() if changed and presence.online else device.seen_at
-            self._ledger.save_device(replace(device, online=presence.online, boot=presence.boot, seen_at=seen_at))
+            # It may be a retained copy, which is no sign of life: only a new twin is, and it follows at once.
+            self._ledger.save_device(replace(device, online=presence.online, boot=presence.boot))
 
     def _twin(self, device_id: DeviceId, twin: Twin) -> None:
         if twin.device != device_id:

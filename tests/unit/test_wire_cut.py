@@ -80,12 +80,18 @@ def test_a_cut_resets_open_connections(line: WireCut) -> None:
             sock.recv(1)
 
 
-def test_a_cut_line_refuses_new_connections(line: WireCut) -> None:
+def test_what_is_opened_on_a_cut_line_leads_nowhere_until_it_is_mended(line: WireCut) -> None:
     line.cut()
 
-    assert line.is_cut
-    with pytest.raises(ConnectionRefusedError):
-        connect(line)
+    with connect(line) as sock:
+        sock.sendall(b"is anybody there?")
+        sock.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            sock.recv(1)
+        line.mend()
+        sock.settimeout(WAIT_S)
+        with pytest.raises(ConnectionResetError):
+            sock.recv(1)
 
 
 def test_a_mended_line_passes_again_on_the_same_port(line: WireCut) -> None:
@@ -94,6 +100,7 @@ def test_a_mended_line_passes_again_on_the_same_port(line: WireCut) -> None:
 
     line.mend()
 
+    assert not line.is_cut
     assert line.port == port
     with connect(line) as sock:
         assert repeats(sock, b"after")

@@ -1,0 +1,142 @@
+"""Errors as RFC 9457 problems: one table says which error is which status, and nothing else in the API does."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from muster_controller.core.policy import PolicyInvalid
+from muster_controller.core.rollout import OrderRefused
+from muster_controller.db.errors import LedgerError
+from muster_controller.errors import Conflict, FleetUnavailable, NotFound
+from muster_controller.registry.errors import (
+    BlobMismatch,
+    BlobMissing,
+    KeyMissing,
+    MetadataRefused,
+    RegistryError,
+    RepositoryEmpty,
+    ThresholdNotMet,
+    VersionConflict,
+)
+from muster_shared.errors import BundleError, MusterError, WireError
+
+MEDIA_TYPE = "application/problem+json"
+TYPE_PREFIX = "urn:muster:problem:"
+
+# The first line that fits an error counts, so a class stands before its base.
+PROBLEMS: tuple[tuple[type[Exception], int, str], ...] = (
+    (NotFound, 404, "not-found"),
+    (Conflict, 409, "conflict"),
+    (OrderRefused, 409, "order-refused"),
+    (VersionConflict, 409, "version-conflict"),
+    (RepositoryEmpty, 409, "not-initialised"),
+    (BlobMissing, 409, "blob-missing"),
+    (PolicyInvalid, 422, "policy-invalid"),
+    (BlobMismatch, 422, "blob-mismatch"),
+    (ThresholdNotMet, 422, "threshold-not-met"),
+    (MetadataRefused, 422, "metadata-refused"),
+    (BundleError, 422, "bundle-invalid"),
+    (WireError, 422, "name-invalid"),
+    (KeyMissing, 500, "key-missing"),
+    (RegistryError, 422, "registry-refused"),
+    (FleetUnavailable, 503, "unavailable"),
+    (LedgerError, 503, "database-unavailable"),
+    (MusterError, 500, "internal"),
+)
+
+log = structlog.get_logger()
+
+
+class Problem(BaseModel):
+    """What went wrong (RFC 9457). `type` is stable and for programs; `detail` is for people and says what to do."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "type": "urn:muster:problem:not-found",
+                "title": "Not Found",
+                "status": 404,
+                "detail": "there is no rollout 'digits-1-0-0-2ab9f1'; `muster rollout list` shows what there is",
+            }
+        }
+    )
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[dict[str, str]] = Field(default_factory=list, description="Which fields are wrong, if it is fields.")
+
+
+class Refused(Exception):
+    """A request that no route has seen: the guard's answer."""
+
+    def __init__(self, status: int, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.kind = kind
+        self.detail = detail
+
+
+def problem(
+    status: int,
+    kind: str,
+    detail: str,
+    errors: list[dict[str, str]] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """Return the answer that tells of one problem."""
+    content = Problem(
+        type=f"{TYPE_PREFIX}{kind}",
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        errors=errors or [],
+    )
+    body = content.model_dump(exclude={"errors"} if not errors else None)
+    return JSONResponse(body, status, media_type=MEDIA_TYPE, headers=dict(headers or {}))
+
+
+def classify(error: MusterError) -> tuple[int, str]:
+    """Return the status and the kind of problem that `error` is."""
+    return next((status, kind) for known, status, kind in PROBLEMS if isinstance(error, known))
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of `app` a problem."""
+
+    async def on_muster_error(_request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, MusterError)
+        status, kind = classify(error)
+        if status >= 500:
+            log.error("request_failed", kind=kind, error=str(error))
+        return problem(status, kind, str(error))
+
+    async def on_invalid(_request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        fields = [
+            {"field": ".".join(str(part) for part in each["loc"]), "message": str(each["msg"])}
+            for each in error.errors()
+        ]
+        said = "; ".join(f"{each['field']}: {each['message']}" for each in fields)
+        return problem(422, "request-invalid", f"the request does not fit: {said}", fields)
+
+    async def on_http(_request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        kind = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
+        return problem(error.status_code, kind, str(error.detail), headers=error.headers)
+
+    async def on_bug(request: Request, error: Exception) -> JSONResponse:
+        log.error("request_crashed", path=request.url.path, exc_info=error)
+        return problem(500, "internal", "the controller has a bug here; its log says more")
+
+    app.add_exception_handler(MusterError, on_muster_error)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(Exception, on_bug)

@@ -1,0 +1,97 @@
+"""`muster device`: what the devices report."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from muster_controller.api.standing import Standing
+from muster_controller.cli.client import EXIT_CODES, connect, refuse
+from muster_controller.cli.output import emit
+from muster_shared.errors import MusterError
+
+app = typer.Typer(help="Devices.", no_args_is_help=True, epilog=EXIT_CODES)
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command("list")
+def list_(
+    context: typer.Context,
+    state: Annotated[Standing | None, typer.Option(help="How it stands against what it should run.")] = None,
+    online: Annotated[bool | None, typer.Option("--online/--offline", help="Only these.")] = None,
+    device_class: Annotated[str | None, typer.Option("--class", help="Of this class.")] = None,
+    label: Annotated[list[str] | None, typer.Option("--label", "-l", help="key=value; repeat it.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """List devices, by id."""
+    params: dict[str, str | int | list[str]] = {"label": label or []}
+    if state is not None:
+        params["state"] = state.value
+    if online is not None:
+        params["online"] = str(online).lower()
+    if device_class is not None:
+        params["class"] = device_class
+    devices: list[dict[str, object]] = []
+    try:
+        with connect(context) as api:
+            while len(devices) < limit:
+                page = api.get("/devices", {**params, "limit": min(1000, limit - len(devices))})
+                devices += page["devices"]
+                if page["next"] is None:
+                    break
+                params["cursor"] = page["next"]
+    except MusterError as error:
+        refuse(error)
+
+    def human(console: Console) -> None:
+        table = Table("device", "link", "stands", "class", "serves", "error")
+        for device in devices:
+            table.add_row(
+                str(device["id"]),
+                "online" if device["online"] else "offline",
+                str(device["standing"]),
+                str(device["device_class"]),
+                _versions(device["active"]),
+                str(device["error"] or ""),
+            )
+        console.print(table if devices else "No device is like that; without options all are listed.")
+
+    emit(devices, as_json, human)
+
+
+@app.command(epilog=EXIT_CODES)
+def show(
+    context: typer.Context, device: Annotated[str, typer.Argument(help="Its id.")], as_json: AsJson = False
+) -> None:
+    """Show one device: its slots and its newest events."""
+    try:
+        with connect(context) as api:
+            found = api.get(f"/devices/{device}")
+            found["events"] = api.get("/events", {"device": device, "limit": 10})["events"]
+    except MusterError as error:
+        refuse(error)
+
+    def human(console: Console) -> None:
+        link = "online" if found["online"] else "offline"
+        console.print(f"{found['id']}: {found['device_class']}, {link}, {found['standing']}.")
+        table = Table("model", "serves", "kept", "should serve", "phase", "engine", "error")
+        for slot in found["slots"]:
+            table.add_row(
+                slot["model"],
+                *(slot[key]["version"] if slot[key] else "–" for key in ("active", "standby", "desired")),
+                slot["phase"],
+                slot["engine"] or "–",
+                slot["last_error"] or "",
+            )
+        if found["slots"]:
+            console.print(table)
+        for event in found["events"]:
+            console.print(f"  {event['summary']}", highlight=False, markup=False)
+
+    emit(found, as_json, human)
+
+
+def _versions(active: object) -> str:
+    return ", ".join(f"{model} {version}" for model, version in active.items()) if isinstance(active, dict) else ""

@@ -1,0 +1,254 @@
+"""The fleet thread: the only one that touches `Fleet` and writes to the ledger.
+
+    link ─ on_item ─▶ ┌───────────┐   a batch of messages in one transaction ─▶ commit ─▶ publish ─▶ acknowledge
+    api  ─ call ────▶ │ the inbox │─▶ a command, by itself ─▶ its future
+    time ───────────▶ └───────────┘   ticks, chunks, chores
+
+A message is acknowledged to the broker after the commit that holds it. When the commit fails (a full disk), the batch
+is tried again until it works: the broker holds the rest back meanwhile.
+"""
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import structlog
+
+from muster_controller.db.errors import LedgerUnavailable
+from muster_controller.errors import FleetUnavailable
+from muster_controller.fleet import TICK_S, Fleet
+from muster_controller.gateway.wire import LinkWire
+from muster_controller.ports import Ledger
+from muster_shared import topics
+from muster_shared.errors import WireError
+from muster_shared.link import AckToken, Connected, Delivered, Disconnected, LinkItem, PublishRefused, Received
+
+INBOX_MAX = 10_000  # Items; brokers hold back at a few hundred unacknowledged messages, far below this.
+BATCH_MAX = 500  # Messages a commit.
+CALL_TIMEOUT_S = 30.0
+RETRY_S = 1.0
+SAY_AGAIN_S = 5.0
+
+T = TypeVar("T")
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Chore:
+    """Something that the fleet thread does from time to time."""
+
+    name: str
+    every_s: float
+    run: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class _Command:
+    """A call from another thread. `result` also carries its exception."""
+
+    run: Callable[[Fleet], object]
+    result: "Future[object]" = field(default_factory=Future)
+
+
+class FleetThread:
+    """Owns `fleet` from `start` to `stop`."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        ledger: Ledger,
+        wire: LinkWire,
+        ack: Callable[[AckToken], None],
+        chores: Sequence[Chore] = (),
+    ) -> None:
+        self.faults = 0
+        """Bugs that were survived."""
+        self._fleet = fleet
+        self._ledger = ledger
+        self._wire = wire
+        self._ack = ack
+        self._chores = [(chore, 0.0) for chore in chores]
+        self._inbox: queue.Queue[LinkItem | _Command] = queue.Queue(INBOX_MAX)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="fleet", daemon=True)
+        self._next_tick = 0.0
+        self._say_again_at: float | None = None
+        self._is_ledger_lost = False
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """Finish the batch under way and end; what is not acknowledged comes again at the next start."""
+        self._stopping.set()
+        self._thread.join(timeout_s)
+
+    # -- from other threads ------------------------------------------------------------------------------------------
+
+    def on_item(self, item: LinkItem) -> None:
+        """Take what the link says. Raises queue.Full, at which the link cuts the connection."""
+        match item:
+            case Delivered(mid):
+                self._wire.delivered(mid)
+            case PublishRefused(mid, reason):
+                self._wire.delivered(mid)
+                log.error("publish_refused", reason=reason)
+            case _:
+                self._inbox.put_nowait(item)
+
+    async def call(self, run: Callable[[Fleet], T]) -> T:
+        """Run `run(fleet)` on the fleet thread and return its result, or raise what it raised.
+
+        Raises:
+            FleetUnavailable: the inbox is full, it takes too long, or the thread has ended.
+        """
+        results: list[T] = []
+        command = _Command(lambda fleet: results.append(run(fleet)))
+        if self._stopping.is_set():
+            raise FleetUnavailable("the controller is shutting down; try again when it is back")
+        try:
+            self._inbox.put_nowait(command)
+        except queue.Full as error:
+            raise FleetUnavailable("the controller has too much to do; try again in a moment") from error
+        try:
+            await asyncio.wait_for(asyncio.wrap_future(command.result), CALL_TIMEOUT_S)
+        except TimeoutError as error:
+            raise FleetUnavailable("the controller did not answer in time; look whether it was done") from error
+        return results[0]
+
+    # -- the thread --------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            batch = self._next_batch()
+            received: list[Received] = []
+            for item in batch:
+                if isinstance(item, Received):
+                    received.append(item)
+                    continue
+                self._take(received)
+                received = []
+                self._handle(item)
+            self._take(received)
+            self._on_time()
+        self._refuse_rest()
+
+    def _next_batch(self) -> list[LinkItem | _Command]:
+        """Return what has arrived, in order; nothing when something is due before anything arrives."""
+        due = self._next_tick
+        courier = self._fleet.courier.wake_at()
+        if courier is not None and self._wire.has_room:
+            # The courier's clock is the wall's; only the distance is of interest here.
+            due = min(due, time.monotonic() + max(0.0, courier - time.time()))
+        batch: list[LinkItem | _Command] = []
+        with suppress(queue.Empty):
+            batch.append(self._inbox.get(timeout=max(0.001, due - time.monotonic())))
+            while len(batch) < BATCH_MAX:
+                batch.append(self._inbox.get_nowait())
+        return batch
+
+    def _take(self, received: list[Received]) -> None:
+        """Let the fleet have a batch of messages in one commit, then acknowledge them."""
+        while received and not self._stopping.is_set():
+            try:
+                with self._wire.held(), self._ledger.transaction():
+                    for item in received:
+                        with self._survived("message_failed", topic=item.topic):
+                            self._fleet.received(self._parse(item.topic), item.payload)
+            except LedgerUnavailable as error:
+                self._say_lost(error)
+                self._stopping.wait(RETRY_S)
+                continue
+            self._say_back()
+            for item in received:
+                self._ack(item.token)
+            return
+
+    def _parse(self, topic: str) -> topics.Topic:
+        try:
+            return topics.parse(self._fleet.id, topic)
+        except WireError:
+            return topics.ControllerTopic()  # The fleet counts it as malformed, like any topic that is not for it.
+
+    def _handle(self, item: LinkItem | _Command) -> None:
+        match item:
+            case _Command(run, result):
+                if not result.set_running_or_notify_cancel():
+                    return
+                try:
+                    result.set_result(run(self._fleet))
+                except BaseException as error:
+                    result.set_exception(error)
+            case Connected(protocol, session_present):
+                log.info("broker_connected", protocol=protocol.value, session_present=session_present)
+                self._guarded("connected_failed", self._fleet.connected)
+            case Disconnected("stopped"):
+                pass  # By us.
+            case Disconnected(reason):
+                self._wire.lost()
+                log.warning("broker_lost", reason=reason)
+            case _:
+                pass
+
+    def _on_time(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_tick:
+            self._next_tick = now + TICK_S
+            self._guarded("tick_failed", self._fleet.tick)
+        elif self._wire.has_room:
+            self._guarded("courier_failed", self._fleet.courier.tick)
+        self._chores = [
+            (chore, now + chore.every_s if now >= due and self._guarded(chore.name, chore.run) else due)
+            for chore, due in self._chores
+        ]
+        if self._wire.overflowed:
+            self._wire.overflowed = False
+            self._say_again_at = now + SAY_AGAIN_S
+            log.warning("wire_overflowed")
+        if self._say_again_at is not None and now >= self._say_again_at:
+            self._say_again_at = None
+            self._guarded("connected_failed", self._fleet.connected)
+
+    def _guarded(self, event: str, run: Callable[[], None]) -> bool:
+        """Run `run`; a full disk or a bug costs this one turn, never the loop. Always true: it had its turn."""
+        try:
+            with self._survived(event):
+                run()
+        except LedgerUnavailable as error:
+            self._say_lost(error)
+        return True
+
+    @contextmanager
+    def _survived(self, event: str, **facts: str) -> Iterator[None]:
+        try:
+            yield
+        except LedgerUnavailable:
+            raise
+        except Exception:
+            self.faults += 1
+            log.exception(event, **facts)
+
+    def _say_lost(self, error: LedgerUnavailable) -> None:
+        if not self._is_ledger_lost:
+            self._is_ledger_lost = True
+            log.error("ledger_lost", error=str(error))
+
+    def _say_back(self) -> None:
+        if self._is_ledger_lost:
+            self._is_ledger_lost = False
+            log.info("ledger_back")
+
+    def _refuse_rest(self) -> None:
+        while True:
+            try:
+                item = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            if isinstance(item, _Command):
+                item.result.set_exception(FleetUnavailable("the controller is shutting down"))

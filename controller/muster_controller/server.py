@@ -1,0 +1,329 @@
+"""The server: opens everything in order, runs it, and closes it in the reverse order.
+
+    lock ─ database ─ registry ─ broker ─ fleet thread ─ link ─ HTTP          `Controller` is usable from a program too
+
+`serve` is the command: it waits for SIGTERM or SIGINT. What runs where is written to `<data>/server.json`, so that the
+command line finds it.
+"""
+
+import fcntl
+import logging
+import os
+import random
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+import structlog
+import uvicorn
+
+from muster_controller import __version__
+from muster_controller.api.app import create_app
+from muster_controller.api.hub import Change, Hub
+from muster_controller.api.services import Services
+from muster_controller.broker.embedded import start_broker
+from muster_controller.config import HOST, ServerConfig
+from muster_controller.db.ledger import SqlLedger
+from muster_controller.db.snapshot import Changes
+from muster_controller.errors import ServerUnavailable
+from muster_controller.fleet import Fleet
+from muster_controller.gateway.fleet_thread import Chore, FleetThread
+from muster_controller.gateway.wire import LinkWire
+from muster_controller.registry import durable
+from muster_controller.registry.blobs import BlobStore
+from muster_controller.registry.keys import encode_online_keys
+from muster_controller.registry.tuf_repository import TufRepository, create_online_keys
+from muster_controller.releases import Releases
+from muster_controller.web.pages import add_pages
+from muster_controller.whereabouts import Running, publish_running
+from muster_shared import ids, topics
+from muster_shared.ids import FleetId
+from muster_shared.link import Link, LinkConfig, parse_broker_url
+
+DATABASE_FILE = "muster.db"
+LOCK_FILE = "lock"
+
+BROKER_READY_S = 20.0
+HTTP_READY_S = 20.0
+REFRESH_TRUST_S = 60.0
+PRUNE_S = 86_400.0
+HISTORY_S = 90 * 86_400.0  # Events and notes are kept this long.
+SESSION_S = 3600  # The broker keeps for an hour what devices say while the controller is away.
+QUEUED_OUT_MAX = 50_000  # An assignment each for a fleet of this size, said at once after a connect.
+
+log = structlog.get_logger()
+
+
+class Controller:
+    """A controller in this process: `with Controller(config) as controller: ... controller.url`."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._stack = ExitStack()
+        self._running: Running | None = None
+        self._link: Link | None = None
+
+    @property
+    def url(self) -> str:
+        """Of the API and the page, such as http://127.0.0.1:8080."""
+        return self._started().url
+
+    @property
+    def broker_url(self) -> str:
+        """Where agents connect to."""
+        return self._started().broker_url
+
+    def start(self) -> None:
+        """Start everything; when this returns, the API answers.
+
+        Raises:
+            ServerUnavailable: the data folder or the port is in use, or HTTP does not come up.
+            BrokerUnavailable, BrokerUrlInvalid: no broker can be started, or its URL does not say where it is.
+            LedgerError, RegistryError: what is in the data folder cannot be used.
+        """
+        try:
+            self._start()
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def stop(self) -> None:
+        """Stop in the reverse order. Doing it twice is harmless."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _started(self) -> Running:
+        assert self._running is not None, "the controller was not started"
+        return self._running
+
+    def _start(self) -> None:
+        config, stack = self._config, self._stack
+        fleet_id = FleetId(ids.name(config.fleet, "fleet"))
+        durable.make_folder(config.data, 0o700)
+        stack.callback(_lock(config.data))
+        listener = stack.enter_context(_listen(config.port))
+        online_keys = encode_online_keys(create_online_keys(config.data))
+        session = secrets.token_hex(4)
+        hub = Hub(session)
+        ledger = stack.enter_context(
+            SqlLedger(config.data / DATABASE_FILE, time.time, lambda changes: hub.changed(*_told(changes)))
+        )
+        blobs = BlobStore(config.data / "blobs")
+        blobs.sweep()
+        releases = Releases(TufRepository(config.data), blobs)
+        releases.refresh(datetime.now(UTC))
+        broker_url = config.broker_url or self._start_broker()
+
+        wire = LinkWire(fleet_id)
+        fleet = Fleet(
+            fleet_id,
+            ledger=ledger,
+            registry=releases,
+            wire=wire,
+            clock=time.time,
+            random=random.Random(config.seed),
+            session=session,
+        )
+
+        def refresh_trust() -> None:
+            if releases.refresh(datetime.now(UTC)):
+                fleet.publish_trust()
+
+        thread = FleetThread(
+            fleet,
+            ledger,
+            wire,
+            lambda token: link.ack(token),
+            chores=(
+                Chore("refresh_trust", REFRESH_TRUST_S, refresh_trust),
+                Chore("prune", PRUNE_S, lambda: ledger.prune(time.time() - HISTORY_S)),
+            ),
+        )
+        link = self._link = Link(_link_config(broker_url, fleet_id), thread.on_item, rng=random.Random())
+        link.subscribe(topics.controller_filters(fleet_id))
+        wire.attach(link)
+        thread.start()
+        stack.callback(thread.stop)
+        link.start()
+        stack.callback(link.stop, 2.0)
+
+        services = Services(
+            fleet_id=fleet_id,
+            version=__version__,
+            broker_url=_without_password(broker_url),
+            online_keys=online_keys,
+            started_at=time.time(),
+            clock=time.time,
+            committed=ledger.committed,
+            reader=ledger.reader,
+            releases=releases,
+            fleet=thread,
+            hub=hub,
+            broker_connected=lambda: link.is_connected,
+            counters=lambda: _counters(fleet, thread, wire, link),
+        )
+        self._serve_http(services, listener)
+        url = f"http://{HOST}:{listener.getsockname()[1]}"
+        self._running = Running(url, broker_url, os.getpid(), fleet_id, __version__)
+        stack.callback(publish_running(config.data, self._running))
+        log.info("controller_started", url=url, broker=services.broker_url, data=str(config.data))
+
+    def _start_broker(self) -> str:
+        config = self._config
+        port = config.broker_port or _free_port()
+        broker = start_broker(config.broker_kind, config.data / "broker", port)
+        self._stack.callback(broker.stop)
+        broker.wait_ready(BROKER_READY_S)
+        return broker.url
+
+    def _serve_http(self, services: Services, listener: socket.socket) -> None:
+        app = create_app(services)
+        add_pages(app, services)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                lifespan="off",
+                ws="none",
+                timeout_graceful_shutdown=5,
+            )
+        )
+        thread = threading.Thread(target=server.run, args=([listener],), name="http", daemon=True)
+        thread.start()
+
+        def stop() -> None:
+            services.hub.close()
+            server.should_exit = True
+            thread.join(10.0)
+
+        self._stack.callback(stop)
+        deadline = time.monotonic() + HTTP_READY_S
+        while not server.started:
+            if not thread.is_alive() or time.monotonic() > deadline:
+                raise ServerUnavailable("the HTTP server does not come up; its log says why")
+            time.sleep(0.01)
+
+
+def serve(config: ServerConfig) -> None:
+    """Run a controller until SIGTERM or SIGINT. Errors as `Controller.start`."""
+    configure_logs(as_json=config.log_json, verbose=config.verbose)
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: ended.set())
+    with Controller(config):
+        ended.wait()
+        log.info("controller_stopping")
+    log.info("controller_stopped")
+
+
+def configure_logs(*, as_json: bool, verbose: bool) -> None:
+    """Send everything to stderr: ours through structlog, that of libraries from warnings on."""
+    level = logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *((structlog.processors.dict_tracebacks,) if as_json else ()),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def _link_config(broker_url: str, fleet: FleetId) -> LinkConfig:
+    return LinkConfig(
+        broker=parse_broker_url(broker_url),
+        client_id=f"muster-controller-{fleet}",
+        session_expiry_s=SESSION_S,
+        max_inflight=1000,
+        max_queued_out=QUEUED_OUT_MAX,
+        reconnect_min_s=0.2,
+        reconnect_max_s=10.0,
+    )
+
+
+def _told(changes: Changes) -> list[Change]:
+    told = [Change("device", device) for device in sorted(changes.devices)]
+    told += [Change("rollout", rollout) for rollout in sorted(changes.rollouts)]
+    return [*told, Change("note", "all")] if changes.notes else told
+
+
+def _counters(fleet: Fleet, thread: FleetThread, wire: LinkWire, link: Link) -> dict[str, int]:
+    return {
+        "malformed": fleet.counters.malformed,
+        "events": fleet.counters.events,
+        "repeated_events": fleet.counters.repeated_events,
+        "assignments": fleet.counters.assignments,
+        "chunks_sent": fleet.courier.chunks_sent,
+        "bytes_sent": fleet.courier.bytes_sent,
+        "published": wire.counters.published,
+        "dropped": wire.counters.dropped,
+        "received": link.counters.received,
+        "reconnects": link.counters.reconnects,
+        "faults": thread.faults,
+    }
+
+
+def _lock(data: Path) -> Callable[[], None]:
+    """Take the data folder for this process and return how to give it back; the system does so when we die."""
+    descriptor = os.open(data / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise ServerUnavailable(f"another controller uses {data}; end it, or choose another with --data") from error
+    return lambda: os.close(descriptor)
+
+
+def _listen(port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port))
+    except OSError as error:
+        listener.close()
+        raise ServerUnavailable(
+            f"port {port} on {HOST} cannot be used ({error.strerror}); end what has it, or choose another with --port"
+        ) from error
+    return listener
+
+
+def _free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    return parts._replace(netloc=f"{parts.username}:…@{parts.hostname}:{parts.port}").geturl()

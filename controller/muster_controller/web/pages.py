@@ -1,0 +1,199 @@
+"""Routes of the page. Reads only: its buttons send orders to the API."""
+
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse
+from fastapi.routing import APIRoute
+from fastapi.staticfiles import StaticFiles
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from muster_controller.api.devices import parse_labels
+from muster_controller.api.models import list_models
+from muster_controller.api.problems import classify
+from muster_controller.api.rollouts import evidence_points
+from muster_controller.api.services import Given, Services
+from muster_controller.api.standing import Standing, select
+from muster_controller.api.views import (
+    device_detail,
+    device_view,
+    event_view,
+    member_views,
+    note_view,
+    release_view,
+    rollout_summary,
+)
+from muster_controller.core.rollout import Rollout
+from muster_controller.web import present
+from muster_shared.errors import MusterError
+from muster_shared.ids import DeviceId, RolloutId
+
+HERE = Path(__file__).parent
+DEVICES_SHOWN = 100
+NOTES_SHOWN = 12
+EVENTS_SHOWN = 30
+PANELS_SHOWN = 4  # Rollouts under way that the overview draws; the rest are listed.
+
+
+def add_pages(app: FastAPI, services: Services) -> None:
+    """Add the page and what it loads to `app`."""
+    app.state.templates = _environment(services)
+    app.include_router(router, include_in_schema=False)
+    app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
+
+
+class _Page(APIRoute):
+    """Shows our errors as pages, not as JSON."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def shown(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except MusterError as error:
+                return render(request, "problem.html", status=classify(error)[0], problem=str(error))
+            except RequestValidationError:
+                return render(request, "problem.html", status=422, problem="This filter does not exist.")
+
+        return shown
+
+
+router = APIRouter(route_class=_Page, default_response_class=HTMLResponse)
+
+
+def render(request: Request, template: str, *, status: int = 200, **values: object) -> HTMLResponse:
+    environment: Environment = request.app.state.templates
+    body = environment.get_template(template).render(path=request.url.path, **values)
+    return HTMLResponse(body, status, headers={"Cache-Control": "no-store"})
+
+
+@router.get("/")
+def overview(
+    request: Request,
+    given: Given,
+    state: Annotated[Standing | None, Query()] = None,
+    online: bool | None = None,
+    device_class: Annotated[str | None, Query(alias="class")] = None,
+    label: str = "",
+    q: str = "",
+    cursor: str | None = None,
+) -> HTMLResponse:
+    status, now, fleet = given.status(), given.clock(), given.committed()
+    matching = select(
+        fleet,
+        state=state,
+        online=online,
+        of_class=device_class or None,
+        labels=parse_labels(label.split()),
+        text=q.strip() or None,
+    )
+    found = list(matching)
+    page = [device for device in found if cursor is None or device.id > cursor][:DEVICES_SHOWN]
+    running = sorted(fleet.running.values(), key=lambda rollout: rollout.created_at, reverse=True)
+    latest = [] if running else given.reader.rollouts(1)
+    filters = {
+        "state": "" if state is None else state.value,
+        "online": "" if online is None else str(online).lower(),
+        "class": device_class or "",
+        "label": label,
+        "q": q,
+    }
+    return render(
+        request,
+        "overview.html",
+        status_view=status,
+        now=now,
+        tiles=present.tiles(status),
+        bars=present.model_bars(list_models(given).models),
+        panels=[_panel(given, rollout, now) for rollout in running[:PANELS_SHOWN]],
+        latest=[rollout_summary(rollout) for rollout in latest],
+        has_releases=bool(given.releases.releases()),
+        notes=[note_view(entry) for entry in given.reader.notes(limit=NOTES_SHOWN)],
+        devices=[device_view(device, fleet.desired.get(device.id)) for device in page],
+        found=len(found),
+        next_cursor=page[-1].id if page and found[-1].id != page[-1].id else None,
+        filters=filters,
+        is_filtered=any(filters.values()),
+        standings=list(Standing),
+        classes=list(status.classes),
+    )
+
+
+@router.get("/devices/{device_id}")
+def device_page(request: Request, given: Given, device_id: str) -> HTMLResponse:
+    device = given.device(DeviceId(device_id))
+    events = given.reader.events(device=device.id, limit=EVENTS_SHOWN)
+    return render(
+        request,
+        "device.html",
+        device=device_detail(device, given.committed().desired.get(device.id)),
+        events=[event_view(entry) for entry in events],
+        now=given.clock(),
+    )
+
+
+@router.get("/rollouts")
+def rollouts_page(request: Request, given: Given) -> HTMLResponse:
+    found = given.reader.rollouts(100)
+    return render(request, "rollouts.html", rollouts=[rollout_summary(rollout) for rollout in found], now=given.clock())
+
+
+@router.get("/rollouts/{rollout_id}")
+def rollout_page(request: Request, given: Given, rollout_id: str) -> HTMLResponse:
+    rollout, now = given.rollout(RolloutId(rollout_id)), given.clock()
+    return render(
+        request,
+        "rollout.html",
+        panel=_panel(given, rollout, now),
+        members=[member for member in member_views(rollout) if member.arm != "waiting"][:1000],
+        notes=[note_view(entry) for entry in given.reader.notes(subject=rollout.id, limit=50)],
+        now=now,
+    )
+
+
+@router.get("/models")
+def models_page(request: Request, given: Given) -> HTMLResponse:
+    releases = given.releases.releases()
+    return render(
+        request,
+        "models.html",
+        models=list_models(given).models,
+        releases=[
+            (release_view(release), given.releases.manifest(release.bundle_sha256)) for release in reversed(releases)
+        ],
+        bars={bar.model: bar for bar in present.model_bars(list_models(given).models)},
+        expiries=given.expiries(),
+        initialised=given.releases.repository.is_ready,
+        now=given.clock(),
+    )
+
+
+def _panel(given: Services, rollout: Rollout, now: float) -> present.RolloutPanel:
+    return present.rollout_panel(rollout, evidence_points(given, rollout), now)
+
+
+def _environment(services: Services) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        ago=present.ago,
+        bytes=present.size,
+        clock=present.clock_time,
+        evidence=present.number,
+        percent=present.percent,
+        stamp=present.stamp,
+        words=present.words,
+    )
+    environment.globals.update(
+        fleet=services.fleet_id, version=services.version, query=present.query, tones=present.TONES
+    )
+    return environment

@@ -1,0 +1,132 @@
+"""`python -m muster_simulator`: run worlds by their seeds; exit 1 when a promise is broken.
+
+--seeds 0:1000 [--faults all|none] [--jobs 2] [--json]    many, with progress
+--seed 42 --trace                                         one, line by line
+--mutant NAME --seeds 0:200                               a broken variant: which seed catches it, and how
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import cast
+
+from muster_simulator.faults import FaultsName
+from muster_simulator.mutants import MUTANTS
+from muster_simulator.scenarios import Outcome, run, run_many
+
+FAILURES_SHOWN = 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    faults = cast(FaultsName, options.faults)
+    if options.seed is not None:
+        return _one(options.seed, faults, options.mutant, trace=options.trace)
+    return _many(options.seeds, faults, options.mutant, jobs=options.jobs, as_json=options.json)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m muster_simulator", description="Muster in virtual time, under faults."
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--seeds", type=_seeds, default=_seeds("0:100"), help="A range such as 0:1000.")
+    what.add_argument("--seed", type=int, help="One seed.")
+    parser.add_argument("--faults", choices=("all", "none"), default="all")
+    parser.add_argument("--mutant", choices=sorted(MUTANTS), help="Run a broken variant; exit 0 when it is caught.")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
+    parser.add_argument("--trace", action="store_true", help="With --seed: print the whole history.")
+    return parser
+
+
+def _seeds(text: str) -> range:
+    low, _, high = text.partition(":")
+    try:
+        return range(int(low), int(high)) if high else range(int(low))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a range such as 0:1000") from error
+
+
+def _one(seed: int, faults: FaultsName, mutant: str | None, *, trace: bool) -> int:
+    outcome, world = run(seed, faults, mutant)
+    if trace:
+        for line in world.stage.history.text():
+            print(line)
+    ran = outcome.ran
+    print(
+        f"seed {seed}: {ran.rollouts} rollouts ({ran.finished} finished, {ran.aborted} aborted) in"
+        f" {ran.virtual_s / 60:.0f} virtual minutes, {ran.steps} steps, digest {ran.digest}"
+    )
+    if outcome.failure is not None:
+        print(f"\n{outcome.failure.text()}")
+    return int(outcome.failure is not None)
+
+
+def _many(seeds: range, faults: FaultsName, mutant: str | None, *, jobs: int, as_json: bool) -> int:
+    began = time.monotonic()
+    outcomes: list[Outcome] = []
+    found = run_many(seeds, faults, jobs=jobs, mutant=mutant)
+    for outcome in found:
+        outcomes.append(outcome)
+        failed = sum(each.failure is not None for each in outcomes)
+        _progress(f"{len(outcomes)} of {len(seeds)} worlds, {failed} broken, {time.monotonic() - began:.0f} s")
+        if mutant is not None and failed:
+            break  # One seed is enough.
+    _progress("", last=True)
+    failures = sorted((each.failure for each in outcomes if each.failure is not None), key=lambda each: each.seed)
+    seconds = time.monotonic() - began
+    if as_json:
+        print(json.dumps(_as_json(outcomes, seeds, faults, mutant, seconds), indent=1))
+    elif mutant is not None and failures:
+        print(f"{mutant}: caught by seed {failures[0].seed}, {failures[0].invariant}: {failures[0].detail}")
+        print(f"replay: {failures[0].replay}")
+    else:
+        for failure in failures[:FAILURES_SHOWN]:
+            print(f"{failure.text()}\n")
+        for failure in failures[FAILURES_SHOWN:]:
+            print(f"seed {failure.seed} broke {failure.invariant}: {failure.detail}")
+        rollouts = sum(each.ran.rollouts for each in outcomes)
+        hours = sum(each.ran.virtual_s for each in outcomes) / 3600
+        print(
+            f"{len(outcomes)} worlds, {hours:.0f} virtual hours, {rollouts} rollouts,"
+            f" {len(failures)} broken, {seconds:.0f} s"
+        )
+    found.close()  # type: ignore[attr-defined]  # A generator: it ends its processes.
+    caught = bool(failures)
+    return int(not caught if mutant is not None else caught)
+
+
+def _as_json(
+    outcomes: list[Outcome], seeds: range, faults: FaultsName, mutant: str | None, seconds: float
+) -> dict[str, object]:
+    return {
+        "seeds": [seeds.start, seeds.stop],
+        "faults": faults,
+        "mutant": mutant,
+        "worlds": len(outcomes),
+        "virtual_hours": round(sum(each.ran.virtual_s for each in outcomes) / 3600, 1),
+        "steps": sum(each.ran.steps for each in outcomes),
+        "rollouts": sum(each.ran.rollouts for each in outcomes),
+        "finished": sum(each.ran.finished for each in outcomes),
+        "aborted": sum(each.ran.aborted for each in outcomes),
+        "seconds": round(seconds, 1),
+        "failures": [
+            {"seed": each.seed, "invariant": each.invariant, "detail": each.detail, "replay": each.replay}
+            for each in (outcome.failure for outcome in sorted(outcomes, key=lambda each: each.ran.seed))
+            if each is not None
+        ],
+    }
+
+
+def _progress(text: str, *, last: bool = False) -> None:
+    """Rewrite one line where a person looks on; say nothing into a file."""
+    if sys.stderr.isatty():
+        print(f"\r{text:<70}", end="\r" if last else "", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

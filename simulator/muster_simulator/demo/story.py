@@ -1,0 +1,293 @@
+"""The story, step by step. Each step acts as an operator would, waits with a deadline, and checks what it claims.
+
+start ─▶ publish ─▶ first releases ─▶ 2.0.0 in waves ─▶ 3.0.0 aborts ─▶ digits 2.1.0 under faults ─▶ summary
+"""
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from muster_controller.registry.operator import init_operator
+from muster_controller.registry.tuf_repository import TufRepository, create_online_keys
+from muster_shared.errors import MusterError
+from muster_shared.ids import ModelName
+from muster_simulator.demo import plan
+from muster_simulator.demo.desk import Desk, DeskRefused
+from muster_simulator.demo.display import Display
+from muster_simulator.demo.hands import CONTROLLER, Hands
+from muster_simulator.demo.plan import AGENTS, CUT, DIGITS, KILLED, MAGIKA, MODELS
+from muster_simulator.demo.processes import Crew
+from muster_simulator.demo.stage import HOST, Stage
+from muster_simulator.demo.summary import FaultSummary, Summary, TrafficSummary, VersionSeen
+from muster_simulator.demo.traffic import Endpoint, Traffic
+from muster_simulator.demo.watcher import Watcher
+from muster_simulator.demo.wire_cut import WireCut
+from muster_simulator.workloads import catalogue
+
+TRAFFIC = "traffic"
+
+
+class Story:
+    """One telling. `tell` it, then `summary`; `stop` in any case."""
+
+    def __init__(self, stage: Stage, crew: Crew, display: Display) -> None:
+        self._stage = stage
+        self._crew = crew
+        self._display = display
+        self._desk = Desk(stage.url, stage.operator)
+        self._hands = Hands(stage, crew, display, self._desk)
+        self._watcher = Watcher(stage.url)
+        self._line = WireCut(HOST, stage.broker_port)
+        self._traffic: Traffic | None = None
+        self._traffic_at = 0.0
+        self._broker = ""
+        self._faults: list[FaultSummary] = []
+
+    @property
+    def devices(self) -> int:
+        """All of them, real and simulated."""
+        return len(AGENTS) + self._stage.options.devices
+
+    def tell(self) -> None:
+        """Raises MusterError (CheckFailed, ProcessFailed, DeskRefused, …) when something does not hold."""
+        simulated = self._stage.options.devices
+        step = self._display.step
+        with step(f"Start controller, broker, five agents and {simulated} simulated devices; build the models"):
+            self._start()
+        with step("Sign seven releases with two of three keys of their model, and publish them"):
+            self._publish()
+        with step("Bring digits and magika 1.0.0 to every device; applications begin to ask"):
+            traffic = self._first_releases()
+        with step("Roll out 2.0.0 of both in waves, on evidence"):
+            self._better_releases(traffic)
+        with step("Roll out 3.0.0 of both, which answer worse than they claim"):
+            self._worse_releases()
+        with step("Roll out digits 2.1.0 while a line is cut, an agent is killed and the broker restarts"):
+            self._under_faults(traffic)
+        self._check_traffic(traffic)
+
+    def stop(self) -> None:
+        if self._traffic is not None:
+            self._traffic.stop()
+        self._watcher.stop()
+        self._line.stop()
+        self._desk.close()
+
+    def summary(self, error: MusterError | None) -> Summary:
+        """Return what was found, also of a story that ended early."""
+        counters: Mapping[str, int] = {}
+        with suppress(DeskRefused):
+            counters = self._desk.status().counters
+        return Summary(
+            ok=error is None,
+            reason=None if error is None else str(error),
+            seconds=self._display.elapsed_s,
+            steps=dict(self._display.took_s),
+            url=self._stage.url,
+            broker=self._broker,
+            agents=len(AGENTS),
+            simulated=self._stage.options.devices,
+            bytes_sent=counters.get("bytes_sent", 0),
+            bytes_fetched=sum(rollout.bytes_fetched for rollout in self._hands.rollouts),
+            assignments=counters.get("assignments", 0),
+            events=counters.get("events", 0),
+            rollouts=tuple(self._hands.rollouts),
+            traffic=None if self._traffic is None else self._traffic_summary(self._traffic),
+            faults=tuple(self._faults),
+        )
+
+    # -- the steps ---------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        stage, crew, hands = self._stage, self._crew, self._hands
+        for model in MODELS:
+            crew.start(stage.build_program(model))
+        now = datetime.now(UTC)
+        offline = init_operator(stage.operator, MODELS, create_online_keys(stage.controller), now)
+        TufRepository(stage.controller).accept_offline(offline.root, offline.targets, offline.keys, now)
+        self._display.say("keys: 2 of 3 for root, for targets and for each model; the controller holds none of them")
+        crew.start(stage.controller_program())
+        hands.until("the controller answers", self._is_up, plan.READY_S, CONTROLLER)
+        self._broker = hands.broker().name()
+        self._display.say(f"controller at {stage.url}, its broker ({self._broker}) at {stage.broker_url}")
+
+        self._line.start()
+        crew.start(stage.load_program())
+        for agent in AGENTS:
+            crew.start(stage.agent_program(agent, self._line.port if agent.device == CUT else stage.broker_port))
+        self._watcher.start()
+        self._display.watch(self._watcher.lines)
+        hands.until(f"all {self.devices} devices are there", self._are_known, plan.READY_S, "load")
+        self._display.say(f"{self.devices} devices are there")
+        for model in MODELS:
+            name = stage.build_program(model).name
+            hands.until(f"{model} is built", partial(self._has_ended, name), plan.BUILD_S, name)
+            crew.finish(name, plan.READY_S)
+        self._display.say("the models are built")
+
+    def _publish(self) -> None:
+        # A release counter only rises, so digits 2.1.0 is signed before 3.0.0, which comes to nothing.
+        for model, versions in ((DIGITS, plan.DIGITS_VERSIONS), (MAGIKA, plan.MAGIKA_VERSIONS)):
+            for version in versions:
+                manifest = self._desk.publish(self._stage.bundles / model / version)
+                size = sum(file.length for file in manifest.files)
+                claim = f"{manifest.slo.accuracy or 0:.0%}"
+                self._display.say(f"{model} {version}: {size / 1e3:,.0f} kB, claims that {claim} of answers are right")
+
+    def _first_releases(self) -> Traffic:
+        traffic = self._traffic = Traffic(
+            [Endpoint(device, HOST, port) for device, port in self._stage.agent_ports.items()],
+            {model: catalogue.inputs(model) for model in MODELS},
+            plan.REAL_REQUESTS_PER_S,
+        )
+        traffic.start()
+        self._traffic_at = time.monotonic()
+        self._watcher.watch(traffic)
+        versions = dict.fromkeys(MODELS, "1.0.0")
+        for rollout in self._hands.roll_out(versions, plan.FIRST_RELEASE):
+            self._hands.check_finished(rollout)
+        self._hands.check_everywhere(versions)
+        self._let_flow(traffic, versions)
+        return traffic
+
+    def _better_releases(self, traffic: Traffic) -> None:
+        versions = dict.fromkeys(MODELS, "2.0.0")
+        for rollout in self._hands.roll_out(versions, plan.STAGED):
+            self._hands.check_finished(rollout)
+        self._hands.check_everywhere(versions)
+        self._let_flow(traffic, versions)
+
+    def _worse_releases(self) -> None:
+        hands = self._hands
+        for rollout in hands.roll_out(dict.fromkeys(MODELS, "3.0.0"), plan.STAGED):
+            name, report = f"{rollout.model} {rollout.version}", hands.report_of(rollout)
+            hands.check(rollout.state == "aborted", f"{name} is {rollout.state}, not aborted: {rollout.reason}")
+            hands.check(report.exposed < report.devices / 2, f"{name} reached {report.exposed} devices")
+            returned = rollout.counts.returned
+            hands.check(returned == report.exposed, f"{returned} of {report.exposed} devices came back from {name}")
+            fetched = report.bytes_fetched_after_abort
+            hands.check(fetched == 0, f"devices fetched {fetched} bytes to come back from {name}")
+            self._display.say(f"{name}: {returned} exposed devices are back on {rollout.previous}, nothing was fetched")
+        hands.check_everywhere(dict.fromkeys(MODELS, "2.0.0"))
+
+    def _under_faults(self, traffic: Traffic) -> None:
+        hands, version = self._hands, "2.1.0"
+        self._line.cut()
+        cut_at = time.monotonic()
+        self._display.say(f"the line of {CUT} is cut; it goes on serving, and the broker tells of it in some seconds")
+        hands.until(f"{CUT} is seen offline", lambda: not self._desk.device(CUT).online, plan.OFFLINE_S, CONTROLLER)
+
+        rollout = self._desk.start_rollout(DIGITS, version, plan.STAGED)
+        disturbed = hands.disturb(rollout.id, KILLED, DIGITS, version, traffic)
+        (ended,) = hands.await_rollouts([rollout.id])
+        hands.check_finished(ended)
+        what = f"killed in the phase {disturbed.phase} of its update"
+        self._faulted(KILLED, what, hands.await_version(KILLED, DIGITS, version) - disturbed.killed_at)
+        restarts = self._crew[KILLED].restarts
+        hands.check(restarts == 1, f"{KILLED} was started again {restarts} times", KILLED)
+        reconnects = self._desk.status().counters["reconnects"]
+        hands.check(reconnects >= 1, "the broker was restarted, but the controller never reconnected")
+        waited = next(member for member in self._desk.members(rollout.id) if member.device == CUT)
+        hands.check(waited.arm == "waiting", f"{CUT} was {waited.arm}, though its line was cut")
+        hands.check(traffic.report().failed == 0, f"requests failed: {traffic.report().failures}", CUT)
+        self._display.say(f"{ended.reason}")
+
+        self._line.mend()
+        mended_at = time.monotonic()
+        away_s = mended_at - cut_at
+        self._display.say(f"the line of {CUT} is mended after {away_s:.0f} s")
+        self._faulted(CUT, f"cut off for {away_s:.0f} s", hands.await_version(CUT, DIGITS, version) - mended_at)
+        hands.check_everywhere({DIGITS: version, MAGIKA: "2.0.0"})
+        self._let_flow(traffic, {DIGITS: version})
+
+    # -- traffic -----------------------------------------------------------------------------------------------------
+
+    def _let_flow(self, traffic: Traffic, versions: Mapping[ModelName, str]) -> None:
+        """Wait until applications have seen enough of `versions` on every agent to say how good they are."""
+
+        def enough() -> bool:
+            seen = traffic.report().seen
+            return all(
+                (each := seen.get((agent.device, model, version))) is not None and each.labelled >= plan.SEEN_MIN
+                for agent in AGENTS
+                for model, version in versions.items()
+            )
+
+        self._hands.until("applications see the release on every agent", enough, plan.SEEN_S, AGENTS[0].device)
+        found = traffic.report().by_version()
+        for model, version in versions.items():
+            share = found[model][version].accuracy or 0.0
+            self._display.say(f"applications see {model} {version}: {share:.1%} of answers right")
+
+    def _check_traffic(self, traffic: Traffic) -> None:
+        report = traffic.report()
+        failures = "; ".join(report.failures[:3])
+        self._hands.check(report.failed == 0, f"{report.failed} requests failed: {failures}", AGENTS[0].device)
+        found = report.by_version()
+        for model in MODELS:
+            before, after = found[model]["1.0.0"].accuracy or 0.0, found[model]["2.0.0"].accuracy or 0.0
+            self._hands.check(before < after, f"{model} 2.0.0 answers {after:.1%} right, 1.0.0 {before:.1%}")
+
+    def _traffic_summary(self, traffic: Traffic) -> TrafficSummary:
+        report = traffic.report()
+        return TrafficSummary(
+            requests=report.requests,
+            failed=report.failed,
+            while_down=report.while_down,
+            asked_anew=report.asked_anew,
+            seconds=report.at - self._traffic_at,
+            real=tuple(
+                VersionSeen(
+                    model=model,
+                    version=version,
+                    requests=seen.requests,
+                    labelled=seen.labelled,
+                    accuracy=seen.accuracy,
+                )
+                for model, versions in report.by_version().items()
+                for version, seen in versions.items()
+            ),
+            simulated=self._simulated(),
+        )
+
+    def _simulated(self) -> tuple[VersionSeen, ...]:
+        """Return what the simulated devices were asked, as their status file says."""
+        try:
+            tallies: dict[str, Any] = msgspec.json.decode(self._stage.load_status.read_bytes())["tallies"]
+        except (OSError, msgspec.MsgspecError):
+            return ()
+        return tuple(
+            VersionSeen(
+                model=model,
+                version=version,
+                requests=tally["requests"],
+                labelled=tally["requests"],
+                accuracy=tally["right"] / tally["requests"] if tally["requests"] else None,
+            )
+            for model, versions in sorted(tallies.items())
+            for version, tally in sorted(versions.items())
+        )
+
+    # -- the rest ----------------------------------------------------------------------------------------------------
+
+    def _is_up(self) -> bool:
+        try:
+            return self._desk.health().broker_connected
+        except DeskRefused:
+            return False
+
+    def _has_ended(self, name: str) -> bool:
+        return not self._crew[name].is_running
+
+    def _are_known(self) -> bool:
+        devices = self._desk.devices()
+        return len(devices) == self.devices and all(each.online and each.agent_version for each in devices)
+
+    def _faulted(self, device: str, what: str, seconds: float) -> None:
+        self._faults.append(FaultSummary(device=device, what=what, seconds=seconds))
+        self._display.say(f"{device}: {what}; it ran what it should {seconds:.1f} s later")

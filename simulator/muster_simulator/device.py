@@ -1,0 +1,308 @@
+"""One device: what lasts (disk, journal, trust), and a process that can be killed between any two of its calls.
+
+It is the in-memory counterpart of `muster_agent.daemon`: it builds the shipped `Conductor` and `ContentStore` from
+ports and feeds them; it decides nothing about releases.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from muster_agent.conductor import Conductor, Identity
+from muster_agent.core.state import DeviceState
+from muster_agent.errors import JournalFailed
+from muster_agent.io.store import ContentStore
+from muster_shared.errors import WireError
+from muster_shared.ids import DeviceId, Sha256
+from muster_shared.messages import Event, Hardware, HostTelemetry, Presence, Refusal, ReleaseRef, encode
+from muster_shared.topics import Channel, DeviceTopic, Topic, WantTopic, build, chunk_filter, device_filters, parse
+from muster_simulator.broker import Broker, Client, Publish, Will
+from muster_simulator.clock import SkewedClock
+from muster_simulator.disk import MemoryDisk
+from muster_simulator.fuse import Fuse, SimulatedCrash, fused
+from muster_simulator.journal import MemoryJournal
+from muster_simulator.lab import ScriptedLab, Truth
+from muster_simulator.registry import Secret
+from muster_simulator.stage import FLEET, Stage
+from muster_simulator.trust import MemoryTrust
+
+WILL_DELAY_S = 15.0
+TICK_GAP_S = 0.1
+SLEEP_S_MAX = 600.0
+RETRY_S = 5.0
+"""As in `muster_agent.inbox`."""
+TWIN_EVERY_S = 60.0
+
+
+@dataclass(frozen=True)
+class Nature:
+    """What a device is and does, fixed by the seed."""
+
+    device: DeviceId
+    hardware: Hardware
+    labels: Mapping[str, str]
+    requests_per_s: float
+    """0: nobody uses it."""
+
+
+class SimulatedDevice:
+    """A device of one world."""
+
+    def __init__(
+        self, stage: Stage, broker: Broker, nature: Nature, keys: tuple[Secret, Secret], truths: Mapping[Sha256, Truth]
+    ) -> None:
+        self.id = nature.device
+        self.nature = nature
+        self.clock = SkewedClock(stage.timeline)
+        self.disk = MemoryDisk()
+        self.fuse = Fuse()
+        self.trust = MemoryTrust(*keys, clock=self.clock)
+        self.conductor: Conductor | None = None
+        self.lab: ScriptedLab | None = None
+        self.client: Client | None = None
+        self.is_dead = False
+        """For good."""
+        self.boots = 0
+        self._stage = stage
+        self._broker = broker
+        self._truths = truths
+        self._random = stage.random(f"device/{self.id}")
+        self._tick_at: float | None = None
+        self._failing = False
+        self._taken_down_by: set[Sha256] = set()
+        self.journal = _WatchedJournal(self.id, stage)
+
+    @property
+    def is_up(self) -> bool:
+        return self.conductor is not None
+
+    @property
+    def state(self) -> DeviceState | None:
+        """What a start would find."""
+        return self.journal.load()
+
+    # -- power -------------------------------------------------------------------------------------------------------
+
+    def boot(self) -> None:
+        if self.is_up or self.is_dead:
+            return
+        self.boots += 1
+        word = f"boot{self.boots}"
+        self._stage.history.add(self.id, "boots", self.boots)
+        self.fuse.left = None
+        self.trust.restart()
+        self._failing = False
+        store = ContentStore(fused(self.disk, self.fuse))
+        topic = build(FLEET, DeviceTopic(self.id, Channel.PRESENCE))
+        gone = Presence(device=self.id, boot=word, online=False, sent_at=self.clock())
+        self.client = Client(
+            self._stage,
+            self._broker,
+            self.id,
+            device_filters(FLEET, self.id),
+            Will(topic, encode(gone), WILL_DELAY_S),
+            connected=self._connected,
+            lost=self._lost,
+            received=self._received,
+        )
+        self.lab = ScriptedLab(
+            self._stage,
+            self.id,
+            store,
+            self,
+            self._truths,
+            requests_per_s=self.nature.requests_per_s,
+            random=self._stage.random(f"lab/{self.id}/{self.boots}"),
+        )
+        self.conductor = Conductor(
+            Identity(
+                fleet=FLEET,
+                device=self.id,
+                boot=word,
+                agent_version="0.1.0",
+                hardware=self.nature.hardware,
+                labels=dict(self.nature.labels),
+                twin_every_s=TWIN_EVERY_S,
+            ),
+            journal=fused(self.journal, self.fuse),
+            store=store,
+            trust=fused(self.trust, self.fuse),
+            wire=_DeviceWire(self.id, self.client, self.fuse, self._stage),
+            lab=fused(self.lab, self.fuse),
+            host=_Host(),
+            clock=self.clock,
+            random=self._stage.random(f"conductor/{self.id}/{self.boots}"),
+        )
+        self._run(self.conductor.start)
+        if self.client is not None:
+            self.client.open()
+
+    def crash(self, why: str, off_s: float | None, *, power: bool) -> None:
+        """Kill the process; with `power`, what was not synced is lost too. It boots after `off_s`, or is visited."""
+        if not self.is_up:
+            return
+        self._stage.history.add(self.id, "dies", why, "power" if power else "process", off_s)
+        assert self.lab is not None
+        assert self.client is not None
+        self.lab.end()
+        self.client.close(noticed_after_s=self._random.choice((0.05, 60.0)))
+        self.conductor = self.lab = self.client = None
+        self._tick_at = None
+        self.fuse.left = None
+        if power:
+            self.disk.lose_power(self._random)
+            self._stage.observers.lost_power(self.id)
+        if off_s is not None:
+            self._stage.timeline.after(off_s, self.boot)
+
+    def rot(self, path: str, random: Random) -> None:
+        """A bit of a file flips."""
+        self.disk.rot(path, random)
+        self._stage.observers.rotted(self.id, Sha256(path.rpartition("/")[2]))
+
+    # -- Answers of the lab ------------------------------------------------------------------------------------------
+
+    def self_test_done(self, bundle: Sha256, refusal: Refusal | None, detail: str) -> None:
+        assert self.conductor is not None
+        self._stage.history.add(self.id, "self_test", bundle[:8], "passed" if refusal is None else refusal.value)
+        self.conductor.self_test_done(bundle, refusal, detail)
+
+    def serve_failed(self, bundle: Sha256, detail: str) -> None:
+        assert self.conductor is not None
+        self._stage.history.add(self.id, "serve_failed", bundle[:8])
+        self.conductor.serve_failed(bundle, detail)
+
+    def taken_down(self, by: ReleaseRef, off_s: float) -> None:
+        if by.bundle_sha256 in self._taken_down_by:
+            off_s = min(off_s, 5.0)  # Who was visited once is watched now.
+        self._taken_down_by.add(by.bundle_sha256)
+        self.crash(f"{by.model} {by.version}", off_s, power=True)
+
+    def run(self, act: Callable[[], None]) -> None:
+        self._run(act)
+
+    # -- the process -------------------------------------------------------------------------------------------------
+
+    def _connected(self) -> None:
+        if self.conductor is not None:
+            self._stage.history.add(self.id, "connected")
+            self._run(self.conductor.connected)
+
+    def _lost(self) -> None:
+        if self.conductor is not None:
+            self._run(self.conductor.disconnected)
+
+    def _received(self, text: str, payload: bytes) -> None:
+        conductor = self.conductor
+        if conductor is None:
+            return
+        try:
+            topic = parse(FLEET, text)
+        except WireError:
+            return
+        self._run(lambda: conductor.received(topic, payload))
+
+    def _run(self, act: Callable[[], None]) -> None:
+        """Let the process do one thing. It may die in it; it outlives a journal that refuses, as the daemon does."""
+        try:
+            act()
+            self._failing = False
+        except JournalFailed:
+            self._failing = True
+        except SimulatedCrash:
+            weather = self._stage.faults
+            power = self._random.random() < weather.power_lost
+            self.crash("between two calls", self._random.uniform(1.0, weather.device_off_s_max), power=power)
+            return
+        self._stage.observers.device_stepped(self.id)
+        self._sleep()
+
+    def _sleep(self) -> None:
+        """Wake for the next tick when the conductor says so."""
+        conductor = self.conductor
+        if conductor is None:
+            return
+        now = self._stage.timeline.now
+        wake_at = conductor.wake_at()
+        sleep_s = SLEEP_S_MAX if wake_at is None else min(SLEEP_S_MAX, max(TICK_GAP_S, wake_at - self.clock()))
+        if self._failing:
+            sleep_s = RETRY_S
+        moment = now + sleep_s
+        if self._tick_at is not None and now <= self._tick_at <= moment:
+            return
+        self._tick_at = moment
+
+        def tick() -> None:
+            if self.conductor is conductor and self._tick_at == moment:
+                self._tick_at = None
+                self._run(conductor.tick)
+
+        self._stage.timeline.at(moment, tick)
+
+
+class _DeviceWire:
+    """`ports.Wire` over the line."""
+
+    def __init__(self, device: DeviceId, client: Client, fuse: Fuse, stage: Stage) -> None:
+        self._device = device
+        self._client = client
+        self._fuse = fuse
+        self._observers = stage.observers
+
+    def publish(self, topic: Topic, payload: bytes, *, qos: int, retain: bool = False) -> None:
+        self._fuse.burn()
+        if isinstance(topic, WantTopic):
+            self._observers.asked(self._device, topic.sha256)
+        self._client.publish(Publish(build(FLEET, topic), payload, qos, retain))
+
+    def listen(self, sha256: Sha256) -> None:
+        self._fuse.burn()
+        self._client.subscribe(chunk_filter(FLEET, sha256))
+
+    def unlisten(self, sha256: Sha256) -> None:
+        self._fuse.burn()
+        self._client.unsubscribe(chunk_filter(FLEET, sha256))
+
+
+class _WatchedJournal(MemoryJournal):
+    """Tells the world what was committed."""
+
+    def __init__(self, device: DeviceId, stage: Stage) -> None:
+        super().__init__()
+        self._device = device
+        self._stage = stage
+
+    def commit(self, state: DeviceState, events: Sequence[Event]) -> None:
+        before = self.load()
+        super().commit(state, events)
+        history = self._stage.history
+        for event in events:
+            body = event.body
+            history.add(self._device, type(body).__name__, *_facts(event))
+        history.add(self._device, "commits", state.counter, *_phases(state))
+        self._stage.observers.committed(self._device, before, state, events)
+
+
+class _Host:
+    def telemetry(self) -> HostTelemetry:
+        return HostTelemetry()
+
+
+def _facts(event: Event) -> tuple[str | int | bool | None, ...]:
+    body = event.body
+    release = getattr(body, "release", None)
+    words = [getattr(body, name, None) for name in ("step", "refusal", "good", "wave", "reason", "detail")]
+    named = [getattr(word, "value", word) for word in words if word not in (None, "")]
+    return (event.id[:6], *((release.model, release.version) if release else ()), *named)
+
+
+def _phases(state: DeviceState) -> tuple[str, ...]:
+    return tuple(
+        f"{name}:{_version(model.slots.active)}/{_version(model.slots.standby)}"
+        + (f">{model.update.release.version}:{model.update.phase.value}" if model.update else "")
+        for name, model in sorted(state.models.items())
+    )
+
+
+def _version(release: ReleaseRef | None) -> str:
+    return "-" if release is None else release.version
