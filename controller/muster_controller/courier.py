@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from muster_controller.ports import Registry, Wire
+from muster_shared.bundle import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN
 from muster_shared.errors import WireError
 from muster_shared.ids import Sha256
 from muster_shared.messages import Want, unpack_bits
@@ -41,7 +42,7 @@ class Courier:
         length = self._registry.blob_length(sha256)
         if length is None:
             raise WireError(f"{want.device} wants {sha256[:12]}…, which no release names")
-        if want.length != length or not 1024 <= want.chunk_bytes <= 1024 * 1024:
+        if want.length != length or not CHUNK_BYTES_MIN <= want.chunk_bytes <= CHUNK_BYTES_MAX:
             raise WireError(f"{want.device} wants {sha256[:12]}… as {want.length} bytes in {want.chunk_bytes}: not so")
         delivery = self._deliveries.get(sha256)
         if delivery is None:

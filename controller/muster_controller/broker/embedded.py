@@ -143,6 +143,7 @@ class EmbeddedBroker:
         self._starts = 0
         self._stopping = threading.Event()
         self._restart_wanted = False
+        self._has_answered = False
         self._failure: BrokerUnavailable | None = None
         self._thread = threading.Thread(target=self._supervise, name=f"broker-{kind}", daemon=True)
 
@@ -179,6 +180,7 @@ class EmbeddedBroker:
         deadline = time.monotonic() + timeout_s
         while True:
             if answers(self.port, timeout_s=min(_PROBE_TIMEOUT_S, timeout_s)):
+                self._has_answered = True  # Perhaps sooner than the supervisor looked: it did come up.
                 return
             with self._changed:
                 if self._failure is not None:
@@ -241,7 +243,6 @@ class EmbeddedBroker:
 
     def _supervise(self) -> None:
         retry = 0
-        has_answered = False
         lost = False
         while True:
             with self._changed:
@@ -251,7 +252,7 @@ class EmbeddedBroker:
                 try:
                     process = self._spawn()
                 except OSError as error:
-                    if not has_answered:
+                    if not self._has_answered:
                         self._give_up(f"the embedded broker ({self.kind}) cannot be run: {error}")
                         return
                 else:
@@ -263,7 +264,7 @@ class EmbeddedBroker:
             returncode: int | None = None
             if process is not None:
                 if self._comes_up(process):
-                    has_answered = True
+                    self._has_answered = True
                     if lost:
                         lost = False
                         _log.info("broker_back", kind=self.kind, pid=process.pid, port=self.port)
@@ -274,7 +275,7 @@ class EmbeddedBroker:
                 if self._restart_wanted:
                     retry = 0
                     continue
-                if not has_answered:
+                if not self._has_answered:
                     self._give_up(f"the embedded broker ({self.kind}) ended with status {returncode} at once")
                     return
             if not lost:
