@@ -1,18 +1,25 @@
-"""The committed protocol document is what the code says."""
+"""The committed protocol documents are what the code says."""
 
 from pathlib import Path
 
 import pytest
 
+from muster_controller.api import document as openapi
 from muster_shared import asyncapi
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "protocol" / "asyncapi.json"
+DOCUMENTS = Path(__file__).parents[2] / "docs" / "protocol"
 
 
-def test_the_committed_document_is_that_of_the_code() -> None:
-    committed = DOCUMENT.read_text()
+def test_the_committed_message_document_is_that_of_the_code() -> None:
+    committed = (DOCUMENTS / "asyncapi.json").read_text()
 
     assert committed == asyncapi.text(), "run: python -m muster_shared.asyncapi > docs/protocol/asyncapi.json"
+
+
+def test_the_committed_api_document_is_that_of_the_code() -> None:
+    committed = (DOCUMENTS / "openapi.json").read_text()
+
+    assert committed == openapi.text(), "run: python -m muster_controller.api.document > docs/protocol/openapi.json"
 
 
 @pytest.mark.parametrize("name", sorted(asyncapi.document()["channels"]))  # type: ignore[arg-type,call-overload]
