@@ -157,9 +157,8 @@ def print_row(model: str, runtime: str, alone: Cost, whole: Cost) -> None:
     print(f"{model} on {runtime}")
     for name, unit in (("rss_mb", "MiB"), ("uss_mb", "MiB"), ("start_s", "s")):
         one, other = getattr(alone, name), getattr(whole, name)
-        print(
-            f"  {name:8} agent {other:8.2f}  bare {one:8.2f} {unit:4} difference {other - one:+7.2f}  ratio {other / one:.2f}"
-        )
+        compared = f"difference {other - one:+7.2f}  ratio {other / one:.2f}"
+        print(f"  {name:8} agent {other:8.2f}  bare {one:8.2f} {unit:4} {compared}")
     print(f"  idle CPU agent {whole.idle_cpu:.2%} of a core, bare {alone.idle_cpu:.2%}", flush=True)
 
 

@@ -4,7 +4,7 @@
 
 Each round assigns a release that is in no slot (so it is fetched, tested, switched and watched), kills the agent
 after a random moment, reads from the journal in which phase it died, starts it again and asks it for an inference over
-HTTP: the answer must be that of the release before, or of the new one. Power loss (unsynced bytes) is for the simulator.
+HTTP: the answer must be that of the release before, or of the new one. Power loss is for the simulator.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """The API document: OpenAPI, made from the routes so that it cannot say anything else.
 
-`python -m muster_controller.api.document > docs/protocol/openapi.json`; a test compares the committed file with the code.
+`python -m muster_controller.api.document > docs/protocol/openapi.json`; a test compares it with the code.
 """
 
 import json
