@@ -73,6 +73,9 @@ def _many(seeds: range, faults: FaultsName, mutant: str | None, *, jobs: int, as
     for outcome in found:
         outcomes.append(outcome)
         failed = sum(each.failure is not None for each in outcomes)
+        if outcome.failure is not None and mutant is None:
+            _progress("", last=True)
+            print(f"seed {outcome.failure.seed} broke {outcome.failure.invariant}", file=sys.stderr, flush=True)
         _progress(f"{len(outcomes)} of {len(seeds)} worlds, {failed} broken, {time.monotonic() - began:.0f} s")
         if mutant is not None and failed:
             break  # One seed is enough.

@@ -16,8 +16,8 @@ from muster_simulator.ledger import MemoryLedger
 from muster_simulator.registry import MemoryRegistry
 from muster_simulator.stage import FLEET, Stage
 
-TICK_S = 1.0
-"""The real loop ticks four times as often; nothing that is decided here needs it."""
+TICK_S = 2.0
+"""The real loop ticks eight times as often; nothing that is decided here needs it."""
 T = TypeVar("T")
 
 

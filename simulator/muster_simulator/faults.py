@@ -11,7 +11,7 @@ FaultsName = Literal["all", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    chaos_s: float = 2400.0
+    chaos_s: float = 1800.0
     """How long things go wrong; afterwards the world must converge."""
 
     # The line. QoS 1 is lost only with its connection; order holds within a topic, as MQTT promises.
@@ -79,8 +79,8 @@ class Faults:
             partitions=1.0,
             broker_restarts=2.5,
             device_crashes=2.0,
-            controller_crashes=6.0,
-            device_dies=0.03,
+            controller_crashes=12.0,
+            device_dies=0.06,
             joins_late=0.1,
             clock_jumps=0.4,
             controller_clock_jumps=2.0,

@@ -217,7 +217,7 @@ def _mutants() -> Iterator[Mutant]:
     yield Mutant(
         "no_republish_on_connect",
         "the controller relies on the broker to remember assignments",
-        ((Fleet, "connected", _connect_quietly),),
+        ((Fleet, "connected", _connect_quietly), (commanding, "RESEND_S", float("inf"))),
     )
     yield Mutant(
         "publish_before_commit",

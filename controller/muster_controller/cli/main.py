@@ -91,3 +91,7 @@ def _load(plugin: EntryPoint) -> Any:
     alone = typer.Typer(add_completion=False)
     alone.command(plugin.name)(function)
     return typer.main.get_command(alone)
+
+
+if __name__ == "__main__":
+    main()

@@ -102,7 +102,8 @@ class Hands:
         """Return the rollouts when all have ended, and keep a report of each."""
 
         def ended() -> bool:
-            return all(self._look(each).state in ENDED for each in ids)
+            details = [self._look(each) for each in ids]  # All of them, each time: verdicts are told as they come.
+            return all(detail.state in ENDED for detail in details)
 
         self.until("the rollouts end", ended, plan.ROLLOUT_S, CONTROLLER, LOOK_AT_ROLLOUT_S)
         found = [self._look(each) for each in ids]

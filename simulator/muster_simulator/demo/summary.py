@@ -86,12 +86,15 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 def show(summary: Summary, console: Console) -> None:
     """Print the summary as tables."""
     console.print()
-    console.print(_rollouts(summary.rollouts))
+    if summary.rollouts:
+        console.print(_rollouts(summary.rollouts))
     if summary.traffic is not None:
         console.print(_traffic(summary.traffic))
         console.print(_requests(summary.traffic))
     console.print(_steps(summary))
-    multiple = summary.bytes_fetched / summary.bytes_sent if summary.bytes_sent else 0.0
+    if not summary.bytes_sent:
+        return
+    multiple = summary.bytes_fetched / summary.bytes_sent
     console.print(
         f"The controller sent {summary.bytes_sent / 1e6:.1f} MB of releases, devices received"
         f" {summary.bytes_fetched / 1e6:.1f} MB: each chunk served {multiple:.1f} devices. Broker: {summary.broker}."

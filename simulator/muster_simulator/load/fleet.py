@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -46,8 +46,9 @@ from muster_simulator.load.memory import MemoryStore, NoSensors, Pool
 from muster_simulator.load.trust import DeviceTrust, SharedTrust
 from muster_simulator.load.truth import Truths
 
-ITEMS_MAX = 20_000  # Of all devices together.
-CHUNKS_WAITING_MAX = 1_024  # 60 KiB each; more are lost on purpose and asked for again.
+ITEMS_MAX = 40_000  # Of all devices together.
+CHUNKS_WAITING_MAX = 32_000  # More are lost on purpose and asked for again; equal ones are one object in memory.
+CHUNKS_SHARED_MAX = 512  # 60 KiB each: what is on its way to many devices at once.
 WILL_DELAY_S = 15  # As a real agent's.
 SESSION_EXPIRY_S = 60
 STOP_TIMEOUT_S = 5.0
@@ -115,6 +116,8 @@ class LoadedFleet:
         self._pool = Pool()
         self._trust = SharedTrust(trust_folder, bootstrap_root, time.time)
         self._inbox: queue.Queue[tuple[int, LinkItem] | Callable[[], None]] = queue.Queue(ITEMS_MAX)
+        self._chunks: dict[str, bytes] = {}
+        self._chunks_lock = threading.Lock()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._wakes: list[tuple[float, int]] = []
@@ -204,10 +207,23 @@ class LoadedFleet:
         match item:
             case Received(qos=0) if self._inbox.qsize() >= CHUNKS_WAITING_MAX:
                 self.chunks_dropped += 1
+            case Received(qos=0):
+                self._inbox.put_nowait((number, self._shared(item)))
             case Received() | Connected() | Disconnected():
                 self._inbox.put_nowait((number, item))
             case _:
                 pass
+
+    def _shared(self, chunk: Received) -> Received:
+        """Return `chunk` with the copy of its bytes that other devices were sent on the same topic, if it is equal."""
+        with self._chunks_lock:
+            known = self._chunks.get(chunk.topic)
+            if known == chunk.payload:
+                return replace(chunk, payload=known)
+            self._chunks[chunk.topic] = chunk.payload
+            if len(self._chunks) > CHUNKS_SHARED_MAX:
+                del self._chunks[next(iter(self._chunks))]
+            return chunk
 
     # -- on the devices' thread --------------------------------------------------------------------------------------
 
