@@ -22,6 +22,9 @@ def serve(
     ] = None,
     broker: Annotated[BrokerKind, typer.Option(help="Which broker to start.")] = BrokerKind.AUTO,
     broker_port: Annotated[int, typer.Option(help="Of the started broker on 127.0.0.1; 0 is free.")] = BROKER_PORT,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the random order of devices in rollouts, to repeat a history. Default: none.")
+    ] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="One JSON object a line.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
 ) -> None:
@@ -39,6 +42,7 @@ def serve(
         broker_url=broker_url,
         broker_kind=broker,
         broker_port=broker_port,
+        seed=seed,
         log_json=log_json,
         verbose=verbose,
     )

@@ -9,6 +9,7 @@ from muster_shared.ids import DeviceId, FleetId, ModelName
 from muster_shared.messages import Hardware
 
 FLEET = FleetId("harbour")
+SEED = 78  # Of the order of devices: with fifty simulated ones, each 3.0.0 meets two real agents in its first wave.
 DIGITS = ModelName("digits")
 MAGIKA = ModelName("magika")
 MODELS = (DIGITS, MAGIKA)

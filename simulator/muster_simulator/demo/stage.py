@@ -119,6 +119,7 @@ class Stage:
             "--port": str(self.options.http_port),
             "--broker": self.options.broker.value,
             "--broker-port": str(self.broker_port),
+            "--seed": str(plan.SEED),
         }
         words = [word for option in options.items() for word in option]
         return Program("controller", [sys.executable, "-c", MUSTER, "serve", *words], self.log("controller"))

@@ -125,19 +125,16 @@ def _rollouts(rollouts: Sequence[RolloutReport]) -> Table:
 
 
 def _traffic(traffic: TrafficSummary) -> Table:
+    real = {(each.model, each.version): each for each in traffic.real}
     simulated = {(each.model, each.version): each for each in traffic.simulated}
     table = Table("model", "version", "requests", "right", "simulated", "right", title="What applications saw")
-    for each in traffic.real:
-        other = simulated.get((each.model, each.version))
-        table.add_row(
-            each.model,
-            each.version,
-            f"{each.requests:,}",
-            _share(each.accuracy),
-            "" if other is None else f"{other.requests:,}",
-            "" if other is None else _share(other.accuracy),
-        )
+    for model, version in sorted(real.keys() | simulated.keys()):
+        table.add_row(model, version, *_seen(real.get((model, version))), *_seen(simulated.get((model, version))))
     return table
+
+
+def _seen(seen: VersionSeen | None) -> tuple[str, str]:
+    return ("", "") if seen is None else (f"{seen.requests:,}", _share(seen.accuracy))
 
 
 def _requests(traffic: TrafficSummary) -> str:
