@@ -229,12 +229,14 @@ class Conductor:
         if set_back or any(at <= now for at in self._wakes):
             self._wakes = [at for at in self._wakes if at > now]
             self._advance(update.TimeCame())
+        if set_back:
+            self._pending_since = min(self._pending_since, now)
         if self._pending is not None and now >= self._pending_since + GRACE_S:
             self._pending_graced = True
             self._reconsider()
         for sha256, fetch in sorted(self._fetches.items()):
-            if fetch.current is not None and now >= fetch.current.quiet_until:
-                self._ask(sha256, fetch)
+            if fetch.current is not None and (set_back or now >= fetch.current.quiet_until):
+                self._ask(sha256, fetch, afresh=set_back)
         if self._connected:
             self._flush()
             due = self._twin_at + (TWIN_GAP_S if self._twin_dirty else self.identity.twin_every_s)
@@ -387,8 +389,8 @@ class Conductor:
                 self._lab.retire(model)
             case update.OpenWindow(release):
                 self._lab.open_window(release)
-            case update.Measure(release, window_from):
-                self._measure(release, self._clock() - window_from)
+            case update.Measure(release):
+                self._measure(release)
             case update.WakeAt(at):
                 self._wakes.append(at)
             case update.Collect(keep):
@@ -400,12 +402,12 @@ class Conductor:
         name = EventId(f"{self._random.getrandbits(96):024x}")
         return Event(id=name, device=self.identity.device, at=self._clock(), body=body)
 
-    def _measure(self, release: ReleaseRef, seconds: float) -> None:
+    def _measure(self, release: ReleaseRef) -> None:
         manifest = self._manifest(release)
         if manifest is None:
             self.serve_failed(release.bundle_sha256, "its manifest is not readable any more")
             return
-        window = self._lab.measure(release, seconds)
+        window = self._lab.measure(release)
         self._advance(update.WindowMeasured(release.bundle_sha256, window, manifest.slo))
 
     def _with_variant(self, release: ReleaseRef, act: Callable[[ReleaseRef, Manifest, Variant], None]) -> None:

@@ -11,6 +11,7 @@ import ctypes
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -71,6 +72,7 @@ class _Counted:
 
     stats: WindowStats = field(default_factory=WindowStats)
     window_from: Snapshot = field(default_factory=Snapshot)
+    opened_at: float = field(default_factory=time.monotonic)
 
 
 class EngineLab:
@@ -131,13 +133,13 @@ class EngineLab:
 
     def open_window(self, release: ReleaseRef) -> None:
         counted = self._count(release.bundle_sha256)
-        counted.window_from = counted.stats.snapshot()
+        counted.window_from, counted.opened_at = counted.stats.snapshot(), time.monotonic()
 
-    def measure(self, release: ReleaseRef, seconds: float) -> WindowReport:
+    def measure(self, release: ReleaseRef) -> WindowReport:
         counted = self._count(release.bundle_sha256)
         seen = counted.stats.snapshot().since(counted.window_from)
         return WindowReport(
-            seconds=max(0.0, seconds),
+            seconds=time.monotonic() - counted.opened_at,
             requests=seen.requests - seen.errors,
             errors=seen.errors,
             labelled=seen.labelled,

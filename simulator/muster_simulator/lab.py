@@ -154,18 +154,19 @@ class ScriptedLab(Lab):
             case _:
                 pass
 
-    def measure(self, release: ReleaseRef, seconds: float) -> WindowReport:
+    def measure(self, release: ReleaseRef) -> WindowReport:
         since = self._windows.get(release.bundle_sha256, self._stage.timeline.now)
-        count = int((self._stage.timeline.now - since) * self._requests_per_s)
+        seconds = self._stage.timeline.now - since
+        count = int(seconds * self._requests_per_s)
         if not count:
-            return WindowReport(seconds=max(0.0, seconds))
+            return WindowReport(seconds=seconds)
         kind = self._truth(release)
         errors = count // 2 if kind is Kind.FAILING else 0
         labelled = count - errors
         right = int(labelled * (0.3 if kind is Kind.INACCURATE else 0.97))
         latency = self._random.uniform(90.0, 200.0) if kind is Kind.SLOW else self._random.uniform(8.0, 30.0)
         return WindowReport(
-            seconds=max(0.0, seconds),
+            seconds=seconds,
             requests=count - errors,
             errors=errors,
             labelled=labelled,

@@ -281,7 +281,8 @@ def test_a_silent_window_waits_and_is_then_judged_by_the_golden_cases() -> None:
     state = in_probation(R2)
 
     state, waiting = tell(state, WindowMeasured(R2.bundle_sha256, SILENT, Slo()), NOW + 10)
-    _, done = tell(state, WindowMeasured(R2.bundle_sha256, SILENT, Slo()), NOW + WATCH.window_max_s)
+    still_silent = WindowReport(seconds=WATCH.window_max_s)
+    _, done = tell(state, WindowMeasured(R2.bundle_sha256, still_silent, Slo()), NOW + WATCH.window_max_s)
 
     assert outcomes(waiting) == []
     assert any(isinstance(effect, WakeAt) for effect in waiting)
@@ -338,7 +339,19 @@ def test_the_window_is_measured_when_it_has_passed_and_not_before() -> None:
     _, late = tell(state, TimeCame(), NOW + 10)
 
     assert early == (WakeAt(NOW + 10),)
-    assert late == (Measure(R2, NOW),)
+    assert late == (Measure(R2),)
+
+
+def test_a_clock_that_is_set_forward_does_not_close_the_window_early() -> None:
+    state = in_probation(R2)
+    jumped = NOW + 86_400.0
+
+    state, effects = tell(state, TimeCame(), jumped)
+    assert effects == (Measure(R2),)
+    state, effects = tell(state, WindowMeasured(R2.bundle_sha256, WindowReport(seconds=2.0), Slo()), jumped)
+
+    assert outcomes(effects) == []
+    assert WakeAt(jumped + WATCH.window_s - 2.0) in effects
 
 
 def test_a_clock_that_is_set_back_does_not_hold_the_window_open() -> None:

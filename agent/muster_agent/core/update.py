@@ -39,6 +39,7 @@ from muster_shared.messages import (
 )
 from muster_shared.variants import choose
 
+WINDOW_SLACK_S = 0.1  # A wake-up may come a little early by the other clock.
 BOOTS_IN_PROBATION_MAX = 3  # Two unlucky power cuts are forgiven, a release that takes the device down is not.
 
 
@@ -170,7 +171,6 @@ class Measure:
     """Read the window; answered by `WindowMeasured`."""
 
     release: ReleaseRef
-    window_from: float
 
 
 @dataclass(frozen=True)
@@ -409,13 +409,16 @@ def _window_measured(
     watch = update.watch
     assert watch is not None  # Only a watched release is in probation.
     assert update.window_from is not None
+    if window.seconds < watch.window_s - WINDOW_SLACK_S:
+        # The wall clock was set forward; the window is measured by one that nobody sets.
+        update = replace(update, window_from=now - window.seconds)
+        return replace(model, update=update), [WakeAt(now + watch.window_s - window.seconds)]
     judgement = judge(window, slo, watch.requests_min)
     match judgement.health:
         case Health.BAD:
             return _turn_back(model, update, judgement.reason, now, window)
-        case Health.TOO_LITTLE if now < update.window_from + watch.window_max_s:
-            again = min(now + max(watch.window_s / 2, 0.5), update.window_from + watch.window_max_s)
-            return model, [WakeAt(again)]
+        case Health.TOO_LITTLE if window.seconds < watch.window_max_s - WINDOW_SLACK_S:
+            return model, [WakeAt(now + min(max(watch.window_s / 2, 0.5), watch.window_max_s - window.seconds))]
         case Health.TOO_LITTLE:
             reason = f"no traffic to judge by ({judgement.reason}); the golden cases passed"
         case Health.GOOD:
@@ -464,7 +467,7 @@ def _time_came(model: ModelState, now: float) -> tuple[ModelState, list[Effect]]
         if window_from != update.window_from:
             model = replace(model, update=replace(update, window_from=window_from))
         if now >= window_from + update.watch.window_s:
-            return model, [Measure(update.release, window_from)]
+            return model, [Measure(update.release)]
         return model, [WakeAt(window_from + update.watch.window_s)]
     if update.deadline_at is not None and now >= update.deadline_at:
         return _fail(model, update, Refusal.TIMED_OUT, f"still {update.phase.value} at the deadline", now)

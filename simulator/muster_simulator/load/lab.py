@@ -5,6 +5,7 @@ holds a sample of what the release is asked, none of it twice before all were as
 when somebody looks.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -61,6 +62,7 @@ class _Served:
 class _Counts:
     total: Tally = field(default_factory=Tally)
     opened: Tally = field(default_factory=Tally)
+    opened_at: float = field(default_factory=time.monotonic)
 
 
 class TruthLab:
@@ -128,14 +130,15 @@ class TruthLab:
         self._settle(release.model)
         counts = self._count(release.bundle_sha256)
         counts.opened = Tally(counts.total.requests, counts.total.right)
+        counts.opened_at = time.monotonic()
 
-    def measure(self, release: ReleaseRef, seconds: float) -> WindowReport:
+    def measure(self, release: ReleaseRef) -> WindowReport:
         self._settle(release.model)
         counts = self._count(release.bundle_sha256)
         requests = counts.total.requests - counts.opened.requests
         p50_ms = self._p50_ms(release.bundle_sha256) if requests else None
         return WindowReport(
-            seconds=max(0.0, seconds),
+            seconds=time.monotonic() - counts.opened_at,
             requests=requests,
             labelled=requests,
             right=counts.total.right - counts.opened.right,
