@@ -53,7 +53,7 @@ class Chaos:
         self._controller.fuse.left = None
         self._controller.registry.thaw()
         for device in self._devices:
-            device.clock.offset_s = 0.0
+            device.set_clock(0.0)
             device.fuse.left = None
             device.disk.full = device.disk.read_only = device.journal.failing = False
             device.boot()
@@ -131,16 +131,9 @@ class Chaos:
 
     def _jump(self, device: SimulatedDevice) -> None:
         most = self._stage.faults.clock_jump_s_max
-        offset_s = _sometimes_small(self._random, most)
-        self._stage.history.add(device.id, "clock", offset_s)
-        device.clock.offset_s = offset_s
+        device.set_clock(_sometimes_small(self._random, most))
         if self._random.random() < 0.6:
-
-            def mend() -> None:
-                self._stage.history.add(device.id, "clock", 0.0)
-                device.clock.offset_s = 0.0
-
-            self._stage.timeline.after(self._lasting(5.0, 600.0), mend)
+            self._stage.timeline.after(self._lasting(5.0, 600.0), lambda: device.set_clock(0.0))
 
     def _rot(self, device: SimulatedDevice) -> None:
         paths = device.disk.paths()

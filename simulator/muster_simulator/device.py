@@ -62,6 +62,7 @@ class SimulatedDevice:
         self.client: Client | None = None
         self.is_dead = False
         """For good."""
+        self.clock_set_at = 0.0
         self.boots = 0
         self._stage = stage
         self._broker = broker
@@ -154,6 +155,13 @@ class SimulatedDevice:
             self._stage.observers.lost_power(self.id)
         if off_s is not None:
             self._stage.timeline.after(off_s, self.boot)
+
+    def set_clock(self, offset_s: float) -> None:
+        """Set the wall clock to so much after the true time. The process is not told."""
+        if offset_s != self.clock.offset_s:
+            self._stage.history.add(self.id, "clock", offset_s)
+            self.clock.offset_s = offset_s
+            self.clock_set_at = self._stage.timeline.now
 
     def rot(self, path: str, random: Random) -> None:
         """A bit of a file flips."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from muster_agent.core.state import DeviceState
 from muster_controller.core.policy import Policy
 from muster_controller.core.rollout import ENDED, RolloutState
+from muster_controller.fleet import ANNOUNCE_S
 from muster_shared.ids import DeviceId, ModelName, RolloutId, Sha256
 from muster_shared.messages import Event, FaultSeen, Hardware, OutcomeReported, Step, StepReached
 from muster_simulator.adversary import Adversary
@@ -167,6 +168,7 @@ class World:
         self._settle([])
 
         stage.history.add("world", "settled")
+        self._pass(2 * ANNOUNCE_S)  # Whoever died unseen is missed by then: its will may have died with the broker.
         stage.is_peaceful = True
         final = [self._roll_out_to_all(model) for model in self.models]
         self._settle(final)
