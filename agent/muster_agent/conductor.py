@@ -129,7 +129,8 @@ class Conductor:
         self._random = random
         self._state = DeviceState(identity.fleet, identity.device)
         self._fetches: dict[Sha256, Fetch] = {}
-        self._wakes: list[float] = []
+        self._wakes: set[float] = set()
+        self._manifests: dict[Sha256, Manifest] = {}
         self._ticked_at = 0.0
         self._pending: bytes | None = None
         self._pending_since = 0.0
@@ -227,7 +228,7 @@ class Conductor:
         set_back = now < self._ticked_at  # The moments to wake at may be far away now; the core mends them.
         self._ticked_at = now
         if set_back or any(at <= now for at in self._wakes):
-            self._wakes = [at for at in self._wakes if at > now]
+            self._wakes = {at for at in self._wakes if at > now}
             self._advance(update.TimeCame())
         if set_back:
             self._pending_since = min(self._pending_since, now)
@@ -392,7 +393,7 @@ class Conductor:
             case update.Measure(release):
                 self._measure(release)
             case update.WakeAt(at):
-                self._wakes.append(at)
+                self._wakes.add(at)
             case update.Collect(keep):
                 self._collect(keep)
             case update.Report():
@@ -421,10 +422,16 @@ class Conductor:
         act(release, manifest, variant)
 
     def _manifest(self, release: ReleaseRef) -> Manifest | None:
+        """Return the manifest of `release`: read once, so that what serves does not hang on a disk that falters."""
+        known = self._manifests.get(release.bundle_sha256)
+        if known is not None:
+            return known
         try:
-            return parse_manifest(self._store.read(release.bundle_sha256))
+            manifest = parse_manifest(self._store.read(release.bundle_sha256))
         except (StoreError, BundleError):
             return None
+        self._manifests[release.bundle_sha256] = manifest
+        return manifest
 
     def _runnable(self, release: ReleaseRef) -> bool:
         manifest = self._manifest(release)
@@ -443,6 +450,7 @@ class Conductor:
                 variant = choose(manifest, self.identity.hardware)
                 if variant is not None:
                     files.update(file.sha256 for file in manifest.files_for(variant))
+        self._manifests = {bundle: manifest for bundle, manifest in self._manifests.items() if bundle in keep}
         self._lab.drop(keep)
         self._store.collect(frozenset(files))
 

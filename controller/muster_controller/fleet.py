@@ -24,7 +24,7 @@ from muster_controller.errors import Conflict, NotFound
 from muster_controller.ports import Baseline, Desired, Device, Ledger, Note, Registry, Wire
 from muster_shared.assignment import LIFETIME_S, Assignment, ModelAssignment, Watch
 from muster_shared.errors import WireError
-from muster_shared.ids import DeviceId, FleetId, ModelName, RolloutId, Sha256
+from muster_shared.ids import DeviceId, FleetId, ModelName, RolloutId
 from muster_shared.messages import (
     Ack,
     AssignmentRefused,
@@ -49,6 +49,7 @@ TICK_S = 0.25
 RECONCILE_S = 1.0
 TRUST_EVERY_S = 300.0
 RESEND_S = 60.0  # How long a device may take to obey before its assignment is published again.
+RETRY_S = 3600.0
 ANNOUNCE_S = 60.0  # By then, after a new session, every device that is there has said so.
 
 
@@ -332,6 +333,8 @@ class Fleet:
                 self._issue(replace(desired, models=models))
             elif desired.counter and desired.expires_at - now < LIFETIME_S / 2:
                 self._issue(desired)
+            elif now >= self._said_at.get(device.id, device.seen_at) + RETRY_S and _gave_up(device, desired):
+                self._issue(desired)  # A full disk, a bad line: what nobody watches is tried again.
             elif device.twin.counter < desired.counter and now >= self._said_at.get(device.id, 0.0) + RESEND_S:
                 # Whoever has the broker may have put something else in its place.
                 self._said_at[device.id] = now
@@ -403,18 +406,31 @@ class Fleet:
             self._wire.publish(topic, payload, qos=1, retain=retain)
 
 
-def _active(device: Device, model: ModelName) -> Sha256 | None:
+def _active(device: Device, model: ModelName) -> ReleaseRef | None:
     if device.twin is None:
         return None
     for each in device.twin.models:
         if each.model == model and each.active is not None:
-            return each.active.bundle_sha256
+            return each.active
     return None
 
 
 def _wants(desired: Desired, release: ReleaseRef) -> bool:
     current = desired.models.get(release.model)
     return current is not None and current.release.bundle_sha256 == release.bundle_sha256
+
+
+def _gave_up(device: Device, desired: Desired) -> bool:
+    """Return whether the device obeyed, failed an update that no rollout watches, and rests."""
+    if device.twin is None or device.twin.counter != desired.counter:
+        return False
+    for model in device.twin.models:
+        wanted = desired.models.get(model.model)
+        if wanted is None or wanted.watch is not None or model.phase != "idle":
+            continue
+        if model.active is None or model.active.bundle_sha256 != wanted.release.bundle_sha256:
+            return True
+    return False
 
 
 def _selected(device: Device, selector: Mapping[str, str]) -> bool:

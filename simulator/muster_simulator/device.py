@@ -62,7 +62,6 @@ class SimulatedDevice:
         self.client: Client | None = None
         self.is_dead = False
         """For good."""
-        self.clock_set_at = 0.0
         self.boots = 0
         self._stage = stage
         self._broker = broker
@@ -161,7 +160,6 @@ class SimulatedDevice:
         if offset_s != self.clock.offset_s:
             self._stage.history.add(self.id, "clock", offset_s)
             self.clock.offset_s = offset_s
-            self.clock_set_at = self._stage.timeline.now
 
     def rot(self, path: str, random: Random) -> None:
         """A bit of a file flips."""

@@ -31,8 +31,6 @@ from muster_simulator.observer import Observer
 from muster_simulator.stage import Stage
 
 WAKES_MAX = 256
-CLOCK_SLACK_S = 15.0
-"""By how much the controller's clock may be wrong, and to spare."""
 
 
 class InvariantBroken(Exception):
@@ -312,10 +310,7 @@ class NothingLost(Invariant):
 
 class HarmIsStopped(Invariant):
     """A device that a release truly harms never counts as good for it; so no wave with more harm than its policy bears
-    is promoted unless an operator says so.
-
-    Not for a device whose clock was set meanwhile: a window is measured by the wall clock, so it may be over at once.
-    """
+    is promoted unless an operator says so."""
 
     name = "I8-harm-is-stopped"
 
@@ -327,8 +322,6 @@ class HarmIsStopped(Invariant):
             if member.outcome is not Outcome.GOOD or before.members[member.device].outcome is Outcome.GOOD:
                 continue
             it = self.scene.devices[member.device]
-            if it.clock_set_at >= (member.assigned_at or 0.0) - CLOCK_SLACK_S:
-                continue
             if member.device in truth.harmed and (it.nature.requests_per_s or truth.kind in _HARMS_UNUSED):
                 raise self.broken(f"{after.id}: {member.device}, which it harms ({truth.kind.value}), counts as good")
 

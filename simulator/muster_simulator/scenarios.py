@@ -98,10 +98,14 @@ def _run_batch(seeds: tuple[int, ...], faults: FaultsName, mutant: str | None) -
     return [run(seed, faults, mutant)[0] for seed in seeds]
 
 
-def _evidence(strata: Sequence[Stratum], *, failure_objective: float, tolerance: float = 1.0) -> Evidence:
-    return _remembered_evidence(tuple(strata), failure_objective, tolerance)
+def _evidence(
+    strata: Sequence[Stratum], *, failure_objective: float, tolerance: float = 1.0, has_controls: bool = True
+) -> Evidence:
+    return _remembered_evidence(tuple(strata), failure_objective, tolerance, has_controls)
 
 
 @lru_cache(maxsize=4096)
-def _remembered_evidence(strata: tuple[Stratum, ...], failure_objective: float, tolerance: float) -> Evidence:
-    return gate.evidence(strata, failure_objective=failure_objective, tolerance=tolerance)
+def _remembered_evidence(
+    strata: tuple[Stratum, ...], failure_objective: float, tolerance: float, has_controls: bool
+) -> Evidence:
+    return gate.evidence(strata, failure_objective=failure_objective, tolerance=tolerance, has_controls=has_controls)

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from muster_agent.core.state import DeviceState, ModelState, Phase, Slots, Update
+from muster_agent.core.state import DeviceState, ModelState, Phase, Settled, Slots, Update
 from muster_agent.errors import JournalFailed
 from muster_agent.io.journal import SqliteJournal
 from muster_agent.ports import Journal
@@ -39,7 +39,7 @@ KILLS = 12
 WRITER = """
 import sys
 from pathlib import Path
-from muster_agent.core.state import DeviceState
+from muster_agent.core.state import DeviceState, Settled
 from muster_agent.io.journal import SqliteJournal
 from muster_shared.messages import Event, FaultSeen
 
@@ -239,7 +239,11 @@ def test_the_state_is_json_that_another_version_can_read(journal: SqliteJournal,
 def full_state() -> DeviceState:
     watch = Watch(rollout=RolloutId("r1"), wave=2, window_s=10, window_max_s=60)
     update = Update(RELEASE, watch, Phase.PROBATION, began_at=5.0, deadline_at=9.0, window_from=6.0, boots=1)
-    models = {RELEASE.model: ModelState(Slots(RELEASE, None), update, "it was slow")}
+    models = {
+        RELEASE.model: ModelState(
+            Slots(RELEASE, None), update, Settled(RELEASE.bundle_sha256, RolloutId("r0"), 1, False), "it was slow"
+        )
+    }
     return DeviceState(FleetId("harbour"), DeviceId("crane-7"), 7, digest(b"assignment"), models)
 
 

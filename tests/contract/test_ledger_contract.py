@@ -87,7 +87,9 @@ def rollout(name: str = "r-1", **changes: Any) -> Rollout:
         created_at=100.25,
         created_by="anna",
         members={
-            A: Member(A, "pi5-cpu", 0, 0, Outcome.BAD, "too slow", 101.0, 161.0, Step.SWITCHED, 4096, 2.5, True),
+            A: Member(
+                A, "pi5-cpu", 0, 0, Outcome.BAD, "too slow", 101.0, 161.0, Step.SWITCHED, 4096, 2.5, release(1), True
+            ),
             B: Member(B, "nuc-cpu", 1),
         },
         controls={(0, B): Control(B, "nuc-cpu", 0, 161.0, Outcome.GOOD, "fine")},

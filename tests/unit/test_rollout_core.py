@@ -46,7 +46,7 @@ def _release(number: int) -> ReleaseRef:
     )
 
 
-OLD, NEW = _release(1), _release(2)
+OLDER, OLD, NEW = _release(0), _release(1), _release(2)
 
 
 class Story:
@@ -55,7 +55,7 @@ class Story:
     def __init__(self, devices: int = 10, policy: Policy = POLICY, *, classes: int = 2) -> None:
         self.now = START
         self.online = {DeviceId(f"d{number}") for number in range(devices)}
-        self.active = {device: OLD.bundle_sha256 for device in self.online}
+        self.active = {device: OLD for device in self.online}
         self.assigned: list[Assign] = []
         self.baseline: ReleaseRef | None = None
         self.rollout = machine.create(
@@ -247,7 +247,7 @@ def test_late_joiners_do_not_bypass_the_waves() -> None:
     story.tick()
     late = DeviceId("d99")
     story.online.add(late)
-    story.active[late] = OLD.bundle_sha256
+    story.active[late] = OLD
 
     story.report(late, True)
     while story.rollout.state is RolloutState.RUNNING:
@@ -303,13 +303,13 @@ def test_an_aborting_rollout_ends_when_everyone_who_can_is_back() -> None:
     story = Story()
     story.tick()
     first, second = story.treated()
-    story.active[first] = NEW.bundle_sha256
-    story.active[second] = NEW.bundle_sha256
+    story.active[first] = NEW
+    story.active[second] = NEW
     story.order(Order.ABORT)
 
     story.tick(1.0)
     assert story.rollout.state is RolloutState.ABORTING
-    story.active[first] = OLD.bundle_sha256
+    story.active[first] = OLD
     story.online.discard(second)
     story.tick(1.0)
 
@@ -321,7 +321,7 @@ def test_an_aborting_rollout_ends_when_everyone_who_can_is_back() -> None:
 def test_an_aborting_rollout_does_not_wait_for_ever() -> None:
     story = Story()
     story.tick()
-    story.active[story.treated()[0]] = NEW.bundle_sha256
+    story.active[story.treated()[0]] = NEW
     story.order(Order.ABORT)
 
     story.tick(machine.GIVE_UP_S + POLICY.deadline_s + 1)
@@ -397,6 +397,21 @@ def test_a_soak_delays_the_next_wave() -> None:
     story.tick(31.0)
 
     assert story.rollout.wave == 1
+
+
+def test_a_device_that_ran_something_else_is_called_back_to_what_it_ran() -> None:
+    story = Story()
+    odd = next(iter(story.rollout.members))
+    story.active[odd] = OLDER
+    story.tick()
+    assert odd in story.treated()
+
+    story.assigned.clear()
+    story.order(Order.ABORT)
+
+    homes = {assign.device: assign.release for assign in story.assigned}
+    assert homes.pop(odd) == OLDER
+    assert set(homes.values()) == {OLD}
 
 
 def test_every_verdict_can_be_computed_again_from_what_is_stored() -> None:

@@ -469,6 +469,10 @@ def _time_came(model: ModelState, now: float) -> tuple[ModelState, list[Effect]]
         if now >= window_from + update.watch.window_s:
             return model, [Measure(update.release)]
         return model, [WakeAt(window_from + update.watch.window_s)]
+    if update.deadline_at is not None and update.watch is not None:
+        # A clock that was set back must not put the deadline off.
+        update = replace(update, deadline_at=min(update.deadline_at, now + update.watch.deadline_s))
+        model = replace(model, update=update)
     if update.deadline_at is not None and now >= update.deadline_at:
         return _fail(model, update, Refusal.TIMED_OUT, f"still {update.phase.value} at the deadline", now)
     return model, [] if update.deadline_at is None else [WakeAt(update.deadline_at)]

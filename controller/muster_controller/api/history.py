@@ -7,8 +7,8 @@ counted at its deadline.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from muster_controller.core.gate import Stratum, evidence
-from muster_controller.core.rollout import Outcome, Rollout
+from muster_controller.core.gate import Stratum
+from muster_controller.core.rollout import Outcome, Rollout, weigh
 from muster_shared.ids import DeviceId
 
 POINTS_MAX = 80  # More than a chart of a few hundred pixels shows.
@@ -75,8 +75,7 @@ def _at(rollout: Rollout, times: Mapping[tuple[int, DeviceId], float], moment: f
         count[2] += 1
         count[3] += known and control.outcome is Outcome.BAD
     strata = [Stratum(wave, name, *numbers) for (wave, name), numbers in sorted(counts.items())]
-    policy = rollout.policy
-    found = evidence(strata, failure_objective=policy.failure_objective, tolerance=policy.tolerance)
+    found = weigh(rollout, strata)
     treated = sum(stratum.treated for stratum in strata)
     return EvidencePoint(moment, found.e, treated, reported, sum(stratum.treated_bad for stratum in strata))
 

@@ -56,7 +56,9 @@ class Evidence:
     strata: Sequence[Stratum]
 
 
-def evidence(strata: Sequence[Stratum], *, failure_objective: float, tolerance: float = 1.0) -> Evidence:
+def evidence(
+    strata: Sequence[Stratum], *, failure_objective: float, tolerance: float = 1.0, has_controls: bool = True
+) -> Evidence:
     """Return the evidence that the treated arm is worse.
 
     Devices that have not reported are counted as good. Failures report faster than successes, so leaving them out would
@@ -65,13 +67,16 @@ def evidence(strata: Sequence[Stratum], *, failure_objective: float, tolerance: 
     Args:
         failure_objective: p0 of F2, 0 < p0 < 1.
         tolerance: The relative worsening that is accepted, >= 1 (tau of F1).
+        has_controls: False when it was settled before the first wave that there can be none; F2 then stands alone.
     """
     classes = sorted({stratum.device_class for stratum in strata})
     by_class = {
-        name: _mix([stratum for stratum in strata if stratum.device_class == name], failure_objective, tolerance)
+        name: _mix(
+            [stratum for stratum in strata if stratum.device_class == name], failure_objective, tolerance, has_controls
+        )
         for name in classes
     }
-    pooled = _mix(strata, failure_objective, tolerance)
+    pooled = _mix(strata, failure_objective, tolerance, has_controls)
     mean_class = sum(by_class.values()) / len(by_class) if by_class else 1.0
     return Evidence(
         e=(pooled + mean_class) / 2,
@@ -105,7 +110,9 @@ def against_objective(strata: Sequence[Stratum], p0: float) -> float:
     return _mixture(exponents, _SLO_WEIGHTS)
 
 
-def _mix(strata: Sequence[Stratum], p0: float, tolerance: float) -> float:
+def _mix(strata: Sequence[Stratum], p0: float, tolerance: float, has_controls: bool) -> float:
+    if not has_controls:
+        return against_objective(strata, p0)
     return (against_controls(strata, tolerance) + against_objective(strata, p0)) / 2
 
 

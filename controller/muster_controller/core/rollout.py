@@ -15,7 +15,7 @@ are not in it: they wait, visibly, and get the release when the rollout has fini
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import assert_never
@@ -63,6 +63,8 @@ class Member:
     step: Step | None = None
     bytes_fetched: int = 0
     seconds: float = 0.0
+    previous: ReleaseRef | None = None
+    """What it ran when it was assigned, which need not be what the fleet runs."""
     returned: bool = False
     """Whether, after an abort, it runs what it had before."""
 
@@ -120,8 +122,8 @@ class DeviceFacts:
     """What the machine needs to know of a device now."""
 
     online: bool
-    active: Sha256 | None
-    """The bundle digest that serves, by its twin."""
+    active: ReleaseRef | None
+    """What serves, by its twin."""
 
 
 @dataclass(frozen=True)
@@ -253,10 +255,15 @@ def strata(rollout: Rollout) -> tuple[Stratum, ...]:
     )
 
 
-def weigh(rollout: Rollout) -> Evidence:
-    """Return the evidence of everything that was reported so far."""
+def weigh(rollout: Rollout, counted: Sequence[Stratum] | None = None) -> Evidence:
+    """Return the evidence of `counted`: by default, of everything that was reported so far."""
     policy = rollout.policy
-    return evidence(strata(rollout), failure_objective=policy.failure_objective, tolerance=policy.tolerance)
+    return evidence(
+        strata(rollout) if counted is None else counted,
+        failure_objective=policy.failure_objective,
+        tolerance=policy.tolerance,
+        has_controls=rollout.previous is not None and policy.controls_per_device > 0,
+    )
 
 
 def touched(rollout: Rollout) -> tuple[Member, ...]:
@@ -269,6 +276,18 @@ def waiting(rollout: Rollout) -> tuple[Member, ...]:
     """Return the devices that no wave has taken yet, in order."""
     members = (member for member in rollout.members.values() if member.wave is None)
     return tuple(sorted(members, key=lambda member: member.position))
+
+
+def home(rollout: Rollout, member: Member) -> ReleaseRef | None:
+    """Return what an abort brings `member` back to: what it ran itself, else what the fleet runs."""
+    own = member.previous
+    if own is not None and own.bundle_sha256 != rollout.release.bundle_sha256:
+        return own
+    return rollout.previous
+
+
+def _runs(facts: DeviceFacts, release: ReleaseRef) -> bool:
+    return facts.active is not None and facts.active.bundle_sha256 == release.bundle_sha256
 
 
 def _outcome(rollout: Rollout, event: OutcomeArrived) -> Rollout:
@@ -388,7 +407,8 @@ def _start_wave(rollout: Rollout, fleet: Mapping[DeviceId, DeviceFacts], now: fl
     effects: list[Effect] = []
     watch = _watch(rollout, wave)
     for member in chosen:
-        members[member.device] = replace(member, wave=wave, assigned_at=now, deadline_at=deadline_at)
+        previous = fleet[member.device].active
+        members[member.device] = replace(member, wave=wave, assigned_at=now, deadline_at=deadline_at, previous=previous)
         effects.append(Assign(member.device, rollout.release, watch))
     for member in held:
         assert rollout.previous is not None
@@ -408,7 +428,7 @@ def _held_back(
     taken: Counter[str] = Counter()
     for member in rest:
         room = places[member.device_class] * rollout.policy.controls_per_device - taken[member.device_class]
-        if room > 0 and fleet[member.device].active == rollout.previous.bundle_sha256:
+        if room > 0 and _runs(fleet[member.device], rollout.previous):
             taken[member.device_class] += 1
             held.append(member)
     return held
@@ -451,23 +471,25 @@ def _abort(rollout: Rollout, reason: str, now: float) -> Result:
 def _call_back(rollout: Rollout, reason: str, now: float) -> Result:
     """Give every touched device, those still fetching too, a newer assignment of what it had."""
     rollout = replace(rollout, state=RolloutState.ABORTING, reason=reason, aborting_at=now, ended_at=None)
-    previous = rollout.previous
-    if previous is None or not touched(rollout):
+    homes = [(member.device, home(rollout, member)) for member in touched(rollout)]
+    effects = tuple(Assign(device, release, None) for device, release in homes if release is not None)
+    if not effects:
         return replace(rollout, state=RolloutState.ABORTED, ended_at=now), ()
-    return rollout, tuple(Assign(member.device, previous, None) for member in touched(rollout))
+    return rollout, effects
 
 
 def _come_back(rollout: Rollout, fleet: Mapping[DeviceId, DeviceFacts], now: float) -> Rollout:
-    assert rollout.previous is not None
     assert rollout.aborting_at is not None
     members = dict(rollout.members)
     missing = 0
     for member in touched(rollout):
-        facts = fleet.get(member.device)
-        if facts is not None and facts.active == rollout.previous.bundle_sha256:
+        facts, release = fleet.get(member.device), home(rollout, member)
+        if facts is None or release is None:
+            continue
+        if _runs(facts, release):
             if not member.returned:
                 members[member.device] = replace(member, returned=True)
-        elif facts is not None and facts.online and now < rollout.aborting_at + GIVE_UP_S + rollout.policy.deadline_s:
+        elif facts.online and now < rollout.aborting_at + GIVE_UP_S + rollout.policy.deadline_s:
             missing += 1
     if members != rollout.members:
         rollout = replace(rollout, members=members)

@@ -124,6 +124,7 @@ def member_values(rollout: RolloutId, member: Member) -> Values:
         "step": None if member.step is None else member.step.value,
         "bytes_fetched": member.bytes_fetched,
         "seconds": member.seconds,
+        "previous": None if member.previous is None else _json(member.previous),
         "returned": member.returned,
     }
 
@@ -196,6 +197,7 @@ def _to_member(row: MemberRow) -> Member:
         step=None if row.step is None else Step(row.step),
         bytes_fetched=row.bytes_fetched,
         seconds=row.seconds,
+        previous=None if row.previous is None else _read(row.previous, ReleaseRef),
         returned=row.returned,
     )
 

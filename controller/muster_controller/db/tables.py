@@ -89,6 +89,7 @@ class MemberRow(Row, table=True):
     step: str | None = None
     bytes_fetched: int
     seconds: float
+    previous: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
     returned: bool
 
 

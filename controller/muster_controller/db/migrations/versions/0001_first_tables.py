@@ -110,6 +110,7 @@ def upgrade() -> None:
         sa.Column("step", sa.String(), nullable=True),
         sa.Column("bytes_fetched", sa.Integer(), nullable=False),
         sa.Column("seconds", sa.Float(), nullable=False),
+        sa.Column("previous", sa.LargeBinary(), nullable=True),
         sa.Column("returned", sa.Boolean(), nullable=False),
         sa.ForeignKeyConstraint(
             ["rollout"], ["rollout.id"], name=op.f("fk_rollout_member_rollout_rollout"), ondelete="CASCADE"
