@@ -23,6 +23,15 @@ exit codes:
   3  no agent answers at the endpoint
   4  another agent has the data folder
 """
+_CONFIGURATION = """\
+a configuration that is enough:
+  fleet = "default"
+  device = "camera-07"
+  device_class = "x86-cpu"
+  broker_url = "mqtt://127.0.0.1:1883"
+  data_dir = "/var/lib/muster-agent"
+  bootstrap_root = "/etc/muster-agent/root.json"
+"""
 _COMMANDS = ("run", "status", "infer", "completion")
 _COMPLETIONS = {
     "bash": "complete -W '{words}' -o default muster-agent",
@@ -70,7 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"muster-agent {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="run the daemon until SIGTERM")
+    run = commands.add_parser(
+        "run",
+        help="run the daemon until SIGTERM",
+        epilog=_CONFIGURATION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     _add_config(run)
 
     status = commands.add_parser("status", help="show what the agent on this device does")
