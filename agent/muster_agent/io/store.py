@@ -35,6 +35,11 @@ class ContentStore:
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
+        try:
+            # An agent that was killed between a rename and its sync left names that power loss could still take back.
+            disk.fsync_folder(BLOBS)
+        except StoreError as error:
+            log.warning("store_not_synced", error=str(error))
 
     def has(self, sha256: Sha256) -> bool:
         return self._disk.exists(blob(sha256))
