@@ -21,8 +21,8 @@ from muster_shared.topics import (
     build,
     parse,
 )
-from muster_simulator.broker import Broker, Publish
-from muster_simulator.registry import MemoryRegistry, Secret, make_release
+from muster_simulator.ports.broker import Broker, Publish
+from muster_simulator.ports.registry import MemoryRegistry, Secret, make_release
 from muster_simulator.stage import FLEET, Stage
 
 SEEN_MAX = 40

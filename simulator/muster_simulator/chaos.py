@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 from muster_simulator.adversary import Adversary
-from muster_simulator.broker import Broker
 from muster_simulator.controller import SimulatedController
 from muster_simulator.device import SimulatedDevice
 from muster_simulator.operator import Operator
+from muster_simulator.ports.broker import Broker
 from muster_simulator.stage import Stage
 
 CALLS_MAX = 80

@@ -9,11 +9,11 @@ from typing import TypeVar
 from muster_controller.fleet import Fleet
 from muster_shared.errors import WireError
 from muster_shared.topics import Channel, DeviceTopic, Topic, build, controller_filters, parse
-from muster_simulator.broker import Broker, Client, Publish
 from muster_simulator.clock import SkewedClock
-from muster_simulator.fuse import Fuse, SimulatedCrash, fused
-from muster_simulator.ledger import MemoryLedger
-from muster_simulator.registry import MemoryRegistry
+from muster_simulator.ports.broker import Broker, Client, Publish
+from muster_simulator.ports.fuse import Fuse, SimulatedCrash, fused
+from muster_simulator.ports.ledger import MemoryLedger
+from muster_simulator.ports.registry import MemoryRegistry
 from muster_simulator.stage import FLEET, Stage
 
 TICK_S = 2.0

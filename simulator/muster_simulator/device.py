@@ -16,15 +16,15 @@ from muster_shared.errors import WireError
 from muster_shared.ids import DeviceId, Sha256
 from muster_shared.messages import Event, Hardware, HostTelemetry, Presence, Refusal, ReleaseRef, encode
 from muster_shared.topics import Channel, DeviceTopic, Topic, WantTopic, build, chunk_filter, device_filters, parse
-from muster_simulator.broker import Broker, Client, Publish, Will
 from muster_simulator.clock import SkewedClock
-from muster_simulator.disk import MemoryDisk
-from muster_simulator.fuse import Fuse, SimulatedCrash, fused
-from muster_simulator.journal import MemoryJournal
-from muster_simulator.lab import ScriptedLab, Truth
-from muster_simulator.registry import Secret
+from muster_simulator.ports.broker import Broker, Client, Publish, Will
+from muster_simulator.ports.disk import MemoryDisk
+from muster_simulator.ports.fuse import Fuse, SimulatedCrash, fused
+from muster_simulator.ports.journal import MemoryJournal
+from muster_simulator.ports.lab import ScriptedLab, Truth
+from muster_simulator.ports.registry import Secret
+from muster_simulator.ports.trust import MemoryTrust
 from muster_simulator.stage import FLEET, Stage
-from muster_simulator.trust import MemoryTrust
 
 WILL_DELAY_S = 15.0
 TICK_GAP_S = 0.1

@@ -25,9 +25,9 @@ from muster_shared.messages import Event, OutcomeReported, ReleaseRef
 from muster_shared.variants import choose
 from muster_simulator.controller import SimulatedController
 from muster_simulator.device import SimulatedDevice
-from muster_simulator.journal import OUTBOX_EVENTS_MAX
-from muster_simulator.lab import Kind, Truth
 from muster_simulator.observer import Observer
+from muster_simulator.ports.journal import OUTBOX_EVENTS_MAX
+from muster_simulator.ports.lab import Kind, Truth
 from muster_simulator.stage import Stage
 
 WAKES_MAX = 256

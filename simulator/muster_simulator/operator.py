@@ -13,7 +13,7 @@ from muster_shared.ids import DeviceId, ModelName, RolloutId, Sha256
 from muster_shared.messages import Hardware, ReleaseRef
 from muster_simulator.controller import SimulatedController
 from muster_simulator.device import Nature
-from muster_simulator.lab import Kind, Truth
+from muster_simulator.ports.lab import Kind, Truth
 from muster_simulator.stage import Stage
 
 LOOK_S = 15.0

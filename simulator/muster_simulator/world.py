@@ -16,15 +16,15 @@ from muster_controller.fleet import ANNOUNCE_S
 from muster_shared.ids import DeviceId, ModelName, RolloutId, Sha256
 from muster_shared.messages import Event, FaultSeen, Hardware, OutcomeReported, Step, StepReached
 from muster_simulator.adversary import Adversary
-from muster_simulator.broker import Broker
 from muster_simulator.chaos import Chaos
 from muster_simulator.controller import SimulatedController
 from muster_simulator.device import Nature, SimulatedDevice
 from muster_simulator.faults import Faults
 from muster_simulator.invariants import CONVERGES, ESCAPES, INVARIANTS, InvariantBroken, RolloutsEnd, Scene
-from muster_simulator.lab import Truth
 from muster_simulator.observer import Observer
 from muster_simulator.operator import Operator, hardware_classes
+from muster_simulator.ports.broker import Broker
+from muster_simulator.ports.lab import Truth
 from muster_simulator.stage import Stage
 
 SETTLE_S = 3600.0

@@ -36,8 +36,8 @@ from muster_shared.messages import (
     TwinModel,
     WindowReport,
 )
-from muster_simulator.ledger import MemoryLedger
 from muster_simulator.observer import Observer
+from muster_simulator.ports.ledger import MemoryLedger
 
 A, B = DeviceId("dev-a"), DeviceId("dev-b")
 MODEL = ModelName("digits")

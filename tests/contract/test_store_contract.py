@@ -15,7 +15,7 @@ from muster_agent.io.views import Views
 from muster_agent.ports import Store
 from muster_shared.bundle import BundleFile, describe_file, digest
 from muster_shared.errors import FileTampered
-from muster_simulator.disk import MemoryDisk
+from muster_simulator.ports.disk import MemoryDisk
 
 CHUNK = 1024
 

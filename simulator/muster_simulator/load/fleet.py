@@ -40,11 +40,11 @@ from muster_shared.link import (
 )
 from muster_shared.messages import Hardware, Presence, encode
 from muster_shared.topics import Channel, DeviceTopic, build, device_filters, parse
-from muster_simulator.journal import MemoryJournal
 from muster_simulator.load.lab import Tally, TruthLab
 from muster_simulator.load.memory import MemoryStore, NoSensors, Pool
 from muster_simulator.load.trust import DeviceTrust, SharedTrust
 from muster_simulator.load.truth import Truths
+from muster_simulator.ports.journal import MemoryJournal
 
 ITEMS_MAX = 40_000  # Of all devices together.
 CHUNKS_WAITING_MAX = 32_000  # More are lost on purpose and asked for again; equal ones are one object in memory.

@@ -22,7 +22,7 @@ from muster_shared.errors import (
 )
 from muster_shared.ids import Sha256
 from muster_shared.messages import TrustFiles
-from muster_simulator.registry import Document, Secret
+from muster_simulator.ports.registry import Document, Secret
 
 ROLES = ("timestamp", "targets", KEYS_ROLE)
 
