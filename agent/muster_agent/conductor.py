@@ -136,6 +136,7 @@ class Conductor:
         self._pending_since = 0.0
         self._pending_graced = False
         self._suspect_since: float | None = None
+        self._suspect_told = False
         self._refused: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._sent: dict[EventId, float] = {}
         self._connected = False
@@ -232,8 +233,10 @@ class Conductor:
             self._advance(update.TimeCame())
         if set_back:
             self._pending_since = min(self._pending_since, now)
-        if self._pending is not None and now >= self._pending_since + GRACE_S:
-            self._pending_graced = True
+            if self._suspect_since is not None:
+                self._suspect_since = min(self._suspect_since, now)
+        if self._is_due(now):
+            self._pending_graced = now >= self._pending_since + GRACE_S
             self._reconsider()
         for sha256, fetch in sorted(self._fetches.items()):
             if fetch.current is not None and (set_back or now >= fetch.current.quiet_until):
@@ -249,6 +252,8 @@ class Conductor:
         moments = list(self._wakes)
         if self._pending is not None and not self._pending_graced:
             moments.append(self._pending_since + GRACE_S)
+        if self._suspect_since is not None and not self._suspect_told:
+            moments.append(self._suspect_since + GRACE_S)
         moments += [fetch.current.quiet_until for fetch in self._fetches.values() if fetch.current is not None]
         if self._connected:
             moments.append(self._twin_at + (TWIN_GAP_S if self._twin_dirty else self.identity.twin_every_s))
@@ -311,17 +316,19 @@ class Conductor:
             # It stays pending: the metadata may come yet, and then it is obeyed.
             self._refuse_once(refused[0].refusal, refused[0].detail, raw, refused[0].counter)
 
-    def _doubts(self) -> list[float]:
-        """Since when something waits for metadata that may be one topic behind."""
-        since = [] if self._pending is None else [self._pending_since]
-        return since if self._suspect_since is None else [*since, self._suspect_since]
+    def _is_due(self, now: float) -> bool:
+        """Return whether what may have been one topic behind has had its time."""
+        if self._suspect_since is not None and not self._suspect_told and now >= self._suspect_since + GRACE_S:
+            return True
+        return self._pending is not None and now >= self._pending_since + GRACE_S
 
     def _suspect(self, refusal: Refusal, error: TrustError) -> TrustView | None:
         """Go by what was verified before, and report only what does not heal: a new root may be one topic behind."""
         now = self._clock()
         if self._suspect_since is None:
-            self._suspect_since = now
+            self._suspect_since, self._suspect_told = now, False
         elif now >= self._suspect_since + GRACE_S:
+            self._suspect_told = True
             self._refuse_once(refusal, str(error), None)
         return self._trust.view()
 

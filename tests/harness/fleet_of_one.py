@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
-from securesystemslib.signer import Signer
+from securesystemslib.signer import CryptoSigner, Signer
 from tuf.api.metadata import Metadata, Timestamp
 
 from muster_controller.broker.embedded import EmbeddedBroker
@@ -168,11 +168,20 @@ class Works:
 
     def expired_timestamp(self) -> tuple[TrustFiles, ...]:
         """Return the trust messages as a frozen repository has them: correctly signed, and past their date."""
+        return self._with_timestamp(
+            load_signer(self.folder / "controller" / "keys" / "timestamp.pem"), now() - timedelta(hours=1)
+        )
+
+    def forged_timestamp(self) -> tuple[TrustFiles, ...]:
+        """Return the trust messages as somebody else would have them: newer, and signed with a key of his own."""
+        return self._with_timestamp(CryptoSigner.generate_ed25519(), now() + timedelta(days=1))
+
+    def _with_timestamp(self, signer: Signer, expires: datetime) -> tuple[TrustFiles, ...]:
         messages = {message.role: message for message in self.repository.trust_messages()}
         timestamp = Metadata[Timestamp].from_bytes(messages["timestamp"].files["timestamp.json"].encode())
         timestamp.signed.version += 1
-        timestamp.signed.expires = now() - timedelta(hours=1)
-        timestamp.sign(load_signer(self.folder / "controller" / "keys" / "timestamp.pem"))
+        timestamp.signed.expires = expires.replace(microsecond=0)
+        timestamp.sign(signer)
         text = timestamp.to_bytes().decode()
         return (
             *(message for role, message in messages.items() if role != "timestamp"),

@@ -90,6 +90,17 @@ def test_expired_metadata_is_refused(fleet: "Fleet") -> None:
     assert fleet.answer() == fleet.first_answer
 
 
+def test_forged_metadata_is_reported_and_what_was_trusted_before_still_counts(fleet: "Fleet") -> None:
+    release = fleet.works.release("1.6.1", factor=3.0)
+
+    fleet.publish_trust(fleet.works.forged_timestamp())
+
+    assert fleet.wait_for_refusal().refusal is Refusal.METADATA_UNTRUSTED
+    assert fleet.answer() == fleet.first_answer
+    fleet.assign(2, release)
+    fleet.wait_for_step(release, Step.COMMITTED)
+
+
 def test_a_release_that_is_no_target_is_refused(fleet: "Fleet") -> None:
     unsigned = fleet.works.release("6.6.6", factor=6.0, signed=False)
 
