@@ -8,16 +8,14 @@ It exits on a signal and on a configuration that cannot work, never because of a
 """
 
 import asyncio
-import ctypes
 import fcntl
 import logging
 import os
 import random
 import secrets
 import signal
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,6 +29,7 @@ from muster_agent.engines import registry
 from muster_agent.errors import AgentRunning, ConfigInvalid
 from muster_agent.inbox import ConductorThread
 from muster_agent.io.disk import OsDisk
+from muster_agent.io.glibc import limit_arenas
 from muster_agent.io.host import HardwareOverrides, PsutilHost, detect_hardware, usable_cpus
 from muster_agent.io.journal import SqliteJournal
 from muster_agent.io.notify import ServiceManager
@@ -51,8 +50,6 @@ from muster_shared.topics import Channel, DeviceTopic, build, device_filters
 WILL_DELAY_S = 15  # A short break of the line is not worth a device that seems gone.
 SESSION_EXPIRY_S = 60  # The will waits no longer than the session lives, so this is the longer of the two.
 STOP_TIMEOUT_S = 5.0
-ARENAS_MAX = 2
-_M_ARENA_MAX = -8  # <malloc.h>
 
 log = structlog.get_logger()
 
@@ -66,7 +63,7 @@ def run(config: AgentConfig, environment: Mapping[str, str]) -> None:
         JournalFailed: the journal cannot be opened.
     """
     configure_logs(logging.INFO)
-    _limit_arenas()
+    limit_arenas()
     _make_data_dir(config.data_dir)
     lock = _lock(config.data_dir / "agent.lock")
     try:
@@ -249,15 +246,3 @@ def _lock(path: Path) -> int:
         os.close(descriptor)
         raise AgentRunning(f"another agent works in {path.parent}; stop it, or choose another data_dir") from error
     return descriptor
-
-
-def _limit_arenas() -> None:
-    """glibc gives each thread an arena of its own, which a device with a handful of threads pays for in memory."""
-    if sys.platform != "linux":
-        return
-    call: Callable[[int, int], int]
-    try:
-        call = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # Not glibc.
-        return
-    call(_M_ARENA_MAX, ARENAS_MAX)

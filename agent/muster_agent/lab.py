@@ -7,9 +7,7 @@ One worker thread does the slow work, in order; what it found is posted back to 
 other line here runs. It decides nothing about releases: `core.update` says what to test and what to serve.
 """
 
-import ctypes
 import queue
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +21,7 @@ from muster_agent.engines.port import EngineError, EngineMissing, Session
 from muster_agent.engines.registry import engine
 from muster_agent.engines.warmup import warm_up
 from muster_agent.errors import StoreError
+from muster_agent.io.glibc import release_memory
 from muster_agent.io.views import Views
 from muster_agent.ports import Store
 from muster_agent.serving.stats import Snapshot, WindowStats
@@ -286,12 +285,3 @@ class EngineLab:
             session=session,
             latency_ms=latency_ms,
         )
-
-
-def release_memory() -> None:
-    """Give freed memory back to the system: engines free what glibc would keep."""
-    if sys.platform == "linux":
-        try:
-            ctypes.CDLL(None).malloc_trim(0)
-        except (OSError, AttributeError):  # Not glibc.
-            return

@@ -7,8 +7,6 @@ A request keeps the place that it entered, so no request fails on a switch, and 
 that is being self-tested is just a session outside the table. It does not load, test or choose releases.
 """
 
-import ctypes
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -19,6 +17,7 @@ from typing import Literal
 import structlog
 
 from muster_agent.engines.port import Session
+from muster_agent.io.glibc import release_memory
 from muster_agent.serving.rooms import QUEUE_MAX, Room
 from muster_agent.serving.stats import WindowStats
 from muster_shared.bundle import DataType, Manifest
@@ -184,13 +183,4 @@ class ServingTable:
         with self._lock:
             self._retired.remove(place)
         place.closed.set()
-        _trim()
-
-
-def _trim() -> None:
-    """Give freed memory back to the system: twelve swaps leave 243 MB resident without this, 120 with it."""
-    if sys.platform == "linux":
-        try:
-            ctypes.CDLL(None).malloc_trim(0)
-        except (OSError, AttributeError):
-            log.debug("malloc_trim_missing")  # Not glibc.
+        release_memory()
