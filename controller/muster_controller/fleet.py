@@ -91,6 +91,8 @@ class Fleet:
         self._connected_at: float | None = None
         """Of the newest connect, until who was not heard since has been taken for offline."""
         self._said_at: dict[DeviceId, float] = {}
+        self._missed: set[DeviceId] = set()
+        """Taken for offline because they did not answer in time, not because they or the broker said so."""
 
     # -- the broker --------------------------------------------------------------------------------------------------
 
@@ -213,6 +215,7 @@ class Fleet:
                 return  # The will of a former life.
             if presence.online or device.online:
                 log.debug("presence", device=device_id, online=presence.online)
+            self._missed.discard(device_id)
             # It may be a retained copy, which is no sign of life: only a new twin is, and it follows at once.
             self._ledger.save_device(replace(device, online=presence.online, boot=presence.boot))
 
@@ -226,7 +229,10 @@ class Fleet:
                 return
             if old is not None and old.boot != twin.boot and old.sent_at > twin.sent_at and device.boot != twin.boot:
                 return  # A late copy of a former life.
-            self._ledger.save_device(replace(device, twin=twin, seen_at=self._clock()))
+            # Only slow to answer after all: whoever was missed, and speaks, is there.
+            online = device.online or device_id in self._missed
+            self._missed.discard(device_id)
+            self._ledger.save_device(replace(device, online=online, twin=twin, seen_at=self._clock()))
 
     def _event(self, device_id: DeviceId, event: Event) -> None:
         if event.device != device_id:
@@ -348,6 +354,7 @@ class Fleet:
         self._connected_at = None
         for device in self._ledger.devices():
             if device.online and device.seen_at < began_at:
+                self._missed.add(device.id)
                 self._ledger.save_device(replace(device, online=False))
 
     def _late_watch(self, baseline: Baseline) -> Watch | None:

@@ -360,6 +360,33 @@ def test_the_will_of_a_former_life_does_not_put_a_device_offline(stage: Stage) -
     assert not gone.online
 
 
+def test_a_device_that_does_not_answer_a_new_session_is_missed_until_it_speaks(stage: Stage) -> None:
+    stage.join("dev-a")
+    stage.now += 1.0
+    stage.fleet.connected()
+    stage.pass_(120.0)
+    missed = stage.ledger.device(DeviceId("dev-a"))
+
+    stage.hear("dev-a", Channel.TWIN, twin("dev-a", 2))
+    back = stage.ledger.device(DeviceId("dev-a"))
+
+    assert missed is not None
+    assert not missed.online
+    assert back is not None
+    assert back.online
+
+
+def test_a_twin_does_not_bring_back_a_device_whose_will_was_heard(stage: Stage) -> None:
+    stage.join("dev-a")
+    stage.hear("dev-a", Channel.PRESENCE, presence("dev-a", online=False))
+
+    stage.hear("dev-a", Channel.TWIN, twin("dev-a", 2))
+
+    device = stage.ledger.device(DeviceId("dev-a"))
+    assert device is not None
+    assert not device.online
+
+
 def test_what_one_device_says_for_another_is_malformed(stage: Stage) -> None:
     stage.hear("dev-a", Channel.TWIN, twin("dev-b", 1))
     stage.fleet.received(DeviceTopic(DeviceId("dev-a"), Channel.EVENT), b"{")
