@@ -339,7 +339,7 @@ class Fleet:
                 self._issue(replace(desired, models=models))
             elif desired.counter and desired.expires_at - now < LIFETIME_S / 2:
                 self._issue(desired)
-            elif now >= self._said_at.get(device.id, device.seen_at) + RETRY_S and _gave_up(device, desired):
+            elif _gave_up(device, desired) and now >= self._said_at.setdefault(device.id, now) + RETRY_S:
                 self._issue(desired)  # A full disk, a bad line: what nobody watches is tried again.
             elif device.twin.counter < desired.counter and now >= self._said_at.get(device.id, 0.0) + RESEND_S:
                 # Whoever has the broker may have put something else in its place.

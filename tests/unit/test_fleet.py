@@ -14,7 +14,7 @@ from muster_controller.core.rollout import Order, OrderRefused, Rollout, Rollout
 from muster_controller.db.errors import LedgerUnavailable
 from muster_controller.db.ledger import SqlLedger
 from muster_controller.errors import Conflict, NotFound
-from muster_controller.fleet import LATE_WAVE, Fleet
+from muster_controller.fleet import LATE_WAVE, RETRY_S, Fleet
 from muster_shared import assignment
 from muster_shared.assignment import LIFETIME_S, Assignment
 from muster_shared.bundle import Golden, Manifest, TensorSpec, Variant, describe_file
@@ -178,6 +178,7 @@ def twin(
     *,
     boot: str = "b1",
     sent_at: float = 1.0,
+    counter: int = 0,
     **changes: Any,
 ) -> Twin:
     return Twin(
@@ -186,7 +187,7 @@ def twin(
         boot=boot,
         sequence=sequence,
         agent_version="0.1.0",
-        counter=0,
+        counter=counter,
         hardware=Hardware(device_class="sim", arch="x86_64", runtimes=("onnxruntime",), memory_mb=100),
         models=() if active is None else (TwinModel(model=MODEL, phase="idle", active=active),),
         **changes,
@@ -385,6 +386,25 @@ def test_a_twin_does_not_bring_back_a_device_whose_will_was_heard(stage: Stage) 
     device = stage.ledger.device(DeviceId("dev-a"))
     assert device is not None
     assert not device.online
+
+
+def test_an_unwatched_update_that_failed_is_tried_again_by_the_hour_also_after_a_restart(stage: Stage) -> None:
+    stage.join("dev-a")
+    stage.finish(1, "dev-a")
+    rollout = stage.roll_out(2)
+    stage.fleet.order(rollout.id, Order.ABORT, "anna", "for a reason")
+    counter = stage.ledger.desired(DeviceId("dev-a")).counter
+    stage.restart()
+    stage.join("dev-a", sequence=50, active=release(2), counter=counter)
+    stage.pass_(1.0)
+
+    stage.pass_(RETRY_S - 10.0)
+    stage.join("dev-a", sequence=51, active=release(2), counter=counter)
+    early = stage.ledger.desired(DeviceId("dev-a")).counter
+    stage.pass_(20.0)
+
+    assert early == counter
+    assert stage.ledger.desired(DeviceId("dev-a")).counter == counter + 1
 
 
 def test_what_one_device_says_for_another_is_malformed(stage: Stage) -> None:
