@@ -6,8 +6,7 @@
     │   ├── MetadataExpired
     │   ├── MetadataReplayed
     │   ├── MetadataUntrusted
-    │   ├── AssignmentForged
-    │   └── ReleaseNotTrusted
+    │   └── AssignmentForged
     ├── BundleError          a release that is broken in itself
     │   ├── ManifestInvalid
     │   └── FileTampered
@@ -43,17 +42,6 @@ class MetadataUntrusted(TrustError):
 
 class AssignmentForged(TrustError):
     """An assignment that no trusted assignment key has signed."""
-
-
-class ReleaseNotTrusted(TrustError):
-    """A release that is not a current TUF target, or not the one that was named."""
-
-    def __init__(self, target: str, reason: str) -> None:
-        super().__init__(
-            f"{target} is not a trusted release: {reason}; publish it with its signatures, or name another"
-        )
-        self.target = target
-        self.reason = reason
 
 
 class BundleError(MusterError):

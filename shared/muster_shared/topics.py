@@ -66,9 +66,6 @@ class ChunkTopic:
 
 Topic = DeviceTopic | ControllerTopic | TrustTopic | WantTopic | ChunkTopic
 
-# What a controller listens to; a device builds its own from the classes above.
-ANY_DEVICE = "+"
-
 
 def build(fleet: FleetId, topic: Topic) -> str:
     """Return the topic string of `topic` in `fleet`."""

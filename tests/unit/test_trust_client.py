@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tuf.api.metadata import Metadata, Snapshot, TargetFile, Targets, Timestamp
 
+from harness.bundles import write_bundle
 from muster_agent.errors import DiskFull, MetadataIncomplete
 from muster_agent.io.trust import CANDIDATE_BYTES_MAX, TrustClient
 from muster_controller.registry.keys import load_signer
@@ -21,13 +22,7 @@ from muster_controller.registry.operator import (
 from muster_controller.registry.tuf_repository import TufRepository, create_online_keys
 from muster_shared.assignment import KEYS_ROLE, KEYS_TARGET, Assignment
 from muster_shared.bundle import (
-    Golden,
-    Manifest,
-    TensorSpec,
-    Variant,
-    describe_file,
     digest,
-    encode_manifest,
     target_path,
 )
 from muster_shared.errors import (
@@ -73,23 +68,7 @@ class World:
         return TrustClient(self.folder / name, root, lambda: self.now)
 
     def bundle(self, model: ModelName, release: int) -> Path:
-        tensor = TensorSpec(name="x", datatype="FP32", shape=(-1, 2))
-        files = {"model.onnx": f"{model} {release}".encode(), "golden.npz": b"cases"}
-        manifest = Manifest(
-            model=model,
-            version=f"{release}.0.0",
-            release=release,
-            inputs=(tensor,),
-            outputs=(tensor,),
-            files=tuple(describe_file(name, raw) for name, raw in files.items()),
-            variants=(Variant(name="any", runtime="onnxruntime", precision="fp32", files=("model.onnx",)),),
-            golden=Golden(file="golden.npz"),
-        )
-        folder = self.folder / f"{model}-{release}"
-        folder.mkdir(exist_ok=True)
-        for name, raw in {**files, "bundle.json": encode_manifest(manifest)}.items():
-            (folder / name).write_bytes(raw)
-        return folder
+        return write_bundle(self.folder, model, release)
 
     def publish(self, model: ModelName, release: int) -> Messages:
         folder = self.bundle(model, release)

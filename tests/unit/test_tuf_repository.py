@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from tuf.api.metadata import Metadata, Root, TargetFile, Targets
 
+from harness.bundles import write_bundle
 from muster_controller.registry.errors import (
     FolderInvalid,
     KeyMissing,
@@ -34,7 +35,7 @@ from muster_controller.registry.operator import (
 )
 from muster_controller.registry.tuf_repository import TufRepository, create_online_keys
 from muster_shared.assignment import KEYS_TARGET, Assignment, open_signed, parse_keys
-from muster_shared.bundle import Golden, Manifest, TensorSpec, Variant, describe_file, encode_manifest, target_path
+from muster_shared.bundle import target_path
 from muster_shared.errors import FileTampered, WireError
 from muster_shared.ids import DeviceId, FleetId, ModelName
 from muster_shared.messages import TrustFiles
@@ -62,25 +63,7 @@ class Desk:
         return TufRepository(self.data)
 
     def bundle(self, model: ModelName, release: int) -> Path:
-        """Write a bundle folder for version `release`.0.0."""
-        files = {"model.onnx": f"{model} {release}".encode(), "golden.npz": b"cases"}
-        tensor = TensorSpec(name="x", datatype="FP32", shape=(-1, 2))
-        manifest = Manifest(
-            model=model,
-            version=f"{release}.0.0",
-            release=release,
-            inputs=(tensor,),
-            outputs=(tensor,),
-            files=tuple(describe_file(name, raw) for name, raw in files.items()),
-            variants=(Variant(name="any", runtime="onnxruntime", precision="fp32", files=("model.onnx",)),),
-            golden=Golden(file="golden.npz"),
-        )
-        folder = self.folder / f"{model}-{release}"
-        folder.mkdir(exist_ok=True)
-        for name, raw in files.items():
-            (folder / name).write_bytes(raw)
-        (folder / "bundle.json").write_bytes(encode_manifest(manifest))
-        return folder
+        return write_bundle(self.folder, model, release)
 
     def sign(self, model: ModelName, release: int, *with_keys: str, partial: bool = False) -> SignedRelease:
         return sign_release(self.operator, self.bundle(model, release), None, NOW, with_keys=with_keys, partial=partial)

@@ -29,8 +29,6 @@ from muster_simulator.demo.watcher import Watcher
 from muster_simulator.demo.wire_cut import WireCut
 from muster_simulator.workloads import catalogue
 
-TRAFFIC = "traffic"
-
 
 class Story:
     """One telling. `tell` it, then `summary`; `stop` in any case."""
