@@ -48,11 +48,17 @@ Precision = Literal["fp32", "fp16", "int8"]
 
 
 class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One input or output. `shape` has -1 where the size is free; axis 0 is the batch when it is -1."""
+    """One input or output. `shape` has -1 where the size is free; axis 0 is the batch when it is -1.
+
+    Of an input, `finite` refuses NaN and infinities, `min` and `max` (inclusive) what lies outside.
+    """
 
     name: str
     datatype: DataType
     shape: tuple[int, ...]
+    finite: bool = True
+    min: float | None = None
+    max: float | None = None
 
 
 class BundleFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,6 +116,32 @@ class Slo(msgspec.Struct, frozen=True, kw_only=True):
     """Share (0..1) of labelled feedback that is right; None when nothing is claimed."""
 
 
+class StateTensor(msgspec.Struct, frozen=True, kw_only=True):
+    """One tensor that a device carries from a request of a sequence to the next: zeros first, then `output`'s value."""
+
+    input: str
+    output: str
+
+
+class Serving(msgspec.Struct, frozen=True, kw_only=True):
+    """How a device should serve the release. What is 0 or empty is chosen on the device, by measurement, within `slo`."""
+
+    batch_max: int = 0
+    """Rows of one call of the engine at most; 1: never batch."""
+    delay_us_max: int = 0
+    """How long a request may wait for others to fill a batch."""
+    batches_preferred: tuple[int, ...] = ()
+    """Sizes to run as soon as they are full, ascending."""
+    instances_max: int = 0
+    """Concurrent calls of the engine at most."""
+    cache: bool = False
+    """Answer an input that was seen before from memory. Only for models that always answer alike."""
+    state: tuple[StateTensor, ...] = ()
+    """Of a stateful model; requests then name their sequence, and the state's tensors are the device's own."""
+    selection: Literal["first", "measured"] = "first"
+    """Which fitting variant runs: the publisher's first, or the fastest of all that pass the golden cases here."""
+
+
 class Lineage(msgspec.Struct, frozen=True, kw_only=True):
     parents: tuple[str, ...] = ()
     data_sha256: Sha256 | None = None
@@ -131,6 +163,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     variants: tuple[Variant, ...]
     golden: Golden
     slo: Slo = Slo()
+    serving: Serving = Serving()
     labels: tuple[str, ...] = ()
     lineage: Lineage = Lineage()
     licence: str = "proprietary"
