@@ -2,6 +2,7 @@
 
     bundle.json ─┬─ inputs, outputs          what the model takes and gives (Open Inference Protocol data types)
                  ├─ variants ── files        one runtime x precision x hardware; each file by length, digest and chunks
+                 ├─ pipeline                 from a raw file to the inputs, and from the outputs to labels
                  ├─ golden                   signed inputs with the outputs that this release must give on any device
                  ├─ slo                      what the publisher claims; a device holds the release to it in probation
                  └─ lineage, licence, card   where it comes from
@@ -15,9 +16,10 @@ from typing import Literal
 
 import msgspec
 
-from muster_shared import ids
+from muster_shared import ids, pipeline_check
 from muster_shared.errors import ManifestInvalid, WireError
 from muster_shared.ids import ModelName, Sha256
+from muster_shared.pipeline import Pipeline
 
 FORMAT = 1
 CHUNK_BYTES = 60 * 1024
@@ -124,7 +126,7 @@ class StateTensor(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Serving(msgspec.Struct, frozen=True, kw_only=True):
-    """How a device should serve the release. What is 0 or empty is chosen on the device, by measurement, within `slo`."""
+    """How a device should serve the release. What is 0 or empty is measured on the device, within `slo`."""
 
     batch_max: int = 0
     """Rows of one call of the engine at most; 1: never batch."""
@@ -164,6 +166,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     golden: Golden
     slo: Slo = Slo()
     serving: Serving = Serving()
+    pipeline: Pipeline | None = None
+    """From a raw file to the inputs, and from the outputs to predictions; None: the release takes tensors only."""
     labels: tuple[str, ...] = ()
     lineage: Lineage = Lineage()
     licence: str = "proprietary"
@@ -180,8 +184,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return next(file for file in self.files if file.path == path)
 
     def files_for(self, variant: Variant) -> tuple[BundleFile, ...]:
-        """Return what a device needs to run `variant`: its files and the golden cases."""
-        paths = dict.fromkeys((*variant.files, self.golden.file))
+        """Return what a device needs to run `variant`: its files, the golden cases and what the pipeline reads."""
+        more = self.pipeline.files if self.pipeline is not None else ()
+        paths = dict.fromkeys((*variant.files, self.golden.file, *more))
         return tuple(self.file(path) for path in paths)
 
 
@@ -272,9 +277,34 @@ def _problems(manifest: Manifest) -> Iterator[str]:
                 yield f"variant {variant.name} names {path}, which is not in files"
     if manifest.golden.file not in paths:
         yield f"golden names {manifest.golden.file}, which is not in files"
+    if manifest.pipeline is not None:
+        inputs, outputs = manifest.inputs, manifest.outputs
+        yield from pipeline_check.problems(manifest.pipeline, inputs, outputs, manifest.labels, paths)
+    yield from _serving_problems(manifest)
     if not 0 <= manifest.golden.argmax_agreement <= 1:
         yield "golden.argmax_agreement is a share from 0 to 1"
     if manifest.slo.accuracy is not None and not 0 <= manifest.slo.accuracy <= 1:
         yield "slo.accuracy is a share from 0 to 1"
     if not 0 <= manifest.slo.error_rate < 1:
         yield "slo.error_rate is a share from 0 to 1"
+
+
+def _serving_problems(manifest: Manifest) -> Iterator[str]:
+    serving = manifest.serving
+    if min(serving.batch_max, serving.delay_us_max, serving.instances_max, 0) < 0:
+        yield "serving.batch_max, delay_us_max and instances_max are 0 or more"
+    if any(size < 1 for size in serving.batches_preferred):
+        yield "serving.batches_preferred are sizes from 1"
+    inputs = {tensor.name: (tensor.datatype, tensor.shape) for tensor in manifest.inputs}
+    outputs = {tensor.name: (tensor.datatype, tensor.shape) for tensor in manifest.outputs}
+    for state in serving.state:
+        if state.input not in inputs or state.output not in outputs:
+            yield f"serving.state names {state.input} and {state.output}, which are not an input and an output"
+        elif inputs[state.input] != outputs[state.output]:
+            yield f"serving.state: output {state.output} is not what input {state.input} takes"
+    if len({state.input for state in serving.state}) != len(serving.state):
+        yield "serving.state names an input twice"
+    if serving.state and len(serving.state) == len(manifest.inputs):
+        yield "serving.state leaves no input to the caller"
+    if serving.state and serving.cache:
+        yield "serving.cache: the answers of a stateful model are not the same for the same input"

@@ -40,12 +40,28 @@ The spec, `muster-model.toml`; paths are relative to it:
 
     [lineage]                            # optional
     source = "https://example.org/digits"
+
+    [pipeline]                           # optional: raw files in, labels out; every step is in docs/pipelines.md
+    accepts = ["image/png", "image/jpeg"]
+    prepare = [
+      {step = "decode_image", colour = "GRAY"},
+      {step = "resize", height = 8, width = 8, filter = "area"},
+      {step = "layout", order = "NCHW", colour = "GRAY"},
+      {step = "normalise"},
+      {step = "reshape", shape = [1, 64]},
+    ]
+    finish = [{step = "top_k", k = 3}]
+    golden_raw = "raw.zip"               # optional: raw files with what must be predicted for them
+
+A pipeline is proven before anything is written: its types here, its files, rules and raw cases by the agent's own code,
+through the entry point group `muster.bundle_checks`.
 """
 
 import hashlib
 import os
 import shutil
 import tempfile
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +87,12 @@ from muster_shared.bundle import (
 )
 from muster_shared.errors import FileTampered
 from muster_shared.ids import ModelName, Sha256
+from muster_shared.pipeline import Pipeline
 
 MANIFEST = "bundle.json"
 GOLDEN_COMPUTED = "golden.npz"
+CHECKS = "muster.bundle_checks"
+"""The entry point group of what looks into a bundle before it is signed: `(manifest, folder) -> None`, raising."""
 
 
 class _Golden(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,6 +122,7 @@ class _Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     golden: _Golden
     slo: Slo = Slo()
     lineage: Lineage = Lineage()
+    pipeline: Pipeline | None = None
     labels: tuple[str, ...] = ()
     licence: str = "proprietary"
     card: str | None = None
@@ -164,6 +184,7 @@ def build_bundle(spec_file: Path, out: Path) -> Manifest:
     Raises:
         BundleBroken: the spec does not parse or a file is missing; `out` is not made then.
         ManifestInvalid: what the spec says contradicts itself.
+        MusterError: a check of the group `muster.bundle_checks` refuses it.
     """
     spec = _read_spec(spec_file)
     if out.exists():
@@ -173,6 +194,7 @@ def build_bundle(spec_file: Path, out: Path) -> Manifest:
     try:
         manifest = _fill(spec, spec_file.parent, work)
         check_bundle_folder(work)
+        _check_pipeline(manifest, work)
         work.chmod(0o755)
         work.rename(out)
     except BaseException:
@@ -180,6 +202,23 @@ def build_bundle(spec_file: Path, out: Path) -> Manifest:
         raise
     durable.sync_folder(out.parent)
     return manifest
+
+
+def _check_pipeline(manifest: Manifest, folder: Path) -> None:
+    """Let the agent's own code load and run the pipeline. Raises MusterError."""
+    if manifest.pipeline is None:
+        return
+    checks = tuple(entry_points(group=CHECKS))
+    if not checks:
+        raise BundleBroken(
+            "pipeline", "it must be run before it is signed, and the agent is not installed here; install muster-agent"
+        )
+    for entry in checks:
+        try:
+            check = entry.load()
+        except ImportError as error:
+            raise BundleBroken("pipeline", f"its check {entry.value} cannot be loaded ({error})") from error
+        check(manifest, folder)
 
 
 def _read_spec(spec_file: Path) -> _Spec:
@@ -198,6 +237,8 @@ def _fill(spec: _Spec, source: Path, work: Path) -> Manifest:
     paths = list(dict.fromkeys(path for variant in spec.variants for path in variant.files))
     if golden is not None and golden not in paths:
         paths.append(golden)
+    if spec.pipeline is not None:
+        paths += [path for path in spec.pipeline.files if path not in paths]
     for path in paths:
         _copy(source, path, work)
     if computed is not None:
@@ -231,6 +272,7 @@ def _fill(spec: _Spec, source: Path, work: Path) -> Manifest:
             argmax_agreement=spec.golden.argmax_agreement,
         ),
         slo=spec.slo,
+        pipeline=spec.pipeline,
         labels=spec.labels,
         lineage=spec.lineage,
         licence=spec.licence,

@@ -20,7 +20,8 @@ from sklearn.model_selection import train_test_split
 
 from muster_shared.bundle import Lineage, TensorSpec
 from muster_shared.ids import ModelName, Sha256
-from muster_simulator.workloads import digits_net
+from muster_shared.pipeline import DecodeImage, Invert, Label, Layout, Normalise, Pipeline, Resize, TopK
+from muster_simulator.workloads import digits_net, raw
 from muster_simulator.workloads.card import CardText
 from muster_simulator.workloads.labelled import Array, InputUnknown, LabelledInputs
 from muster_simulator.workloads.quantization import to_int8
@@ -38,6 +39,17 @@ MODEL = ModelName("digits")
 LABELS = tuple("0123456789")
 INPUT = TensorSpec(name="pixels", datatype="FP32", shape=(-1, 1, 8, 8))
 OUTPUT = TensorSpec(name="probabilities", datatype="FP32", shape=(-1, 10))
+PIPELINE = Pipeline(
+    accepts=("image/png", "image/jpeg"),
+    prepare=(
+        DecodeImage(colour="GRAY"),
+        Invert(),  # Scans are dark on white paper; the model's 1 is ink.
+        Resize(height=8, width=8, filter="area"),  # A pixel counts the dark ones of its block, as the data's do.
+        Layout(order="NCHW", colour="GRAY"),
+        Normalise(divisor=255.0),
+    ),
+    finish=(Label(), TopK(k=3)),
+)
 TRAIN, TEST = 1200, 597
 INK_MAX = 16.0  # load_digits: each pixel counts the dark ones of a 4 x 4 block.
 MISCALIBRATION = 0.6  # A clear regression, far from a broken model, on both engines: 86 % right.
@@ -81,6 +93,12 @@ def encode(tensor: TensorSpec, content: bytes) -> Array:
     if tensor.datatype != INPUT.datatype or tensor.shape[1:] != INPUT.shape[1:]:
         raise InputUnknown(MODEL, tensor)
     return (np.frombuffer(content, np.uint8) / INK_MAX).astype(np.float32).reshape(1, 1, 8, 8)
+
+
+def scan(image: NDArray[np.float32]) -> bytes:
+    """Return one image, float32 [1, 8, 8], 0..1, as a PNG file: each pixel a block of 4 x 4, dark on white."""
+    paper = np.rint((1 - image[0]) * 255).astype(np.uint8)
+    return raw.grey_png(paper.repeat(4, axis=0).repeat(4, axis=1))
 
 
 @cache
@@ -171,6 +189,8 @@ def _finish(
             source="scikit-learn, sklearn.datasets.load_digits",
         ),
         licence=LICENCE,
+        pipeline=PIPELINE,
+        raw_candidates=tuple(("image/png", scan(image)) for image in data.train_images[: 4 * GOLDEN_CASES]),
         claim=claim,
     )
     return finish(draft, inputs())

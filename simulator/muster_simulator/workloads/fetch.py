@@ -1,6 +1,6 @@
 """Weights from published wheels: locked by hash, downloaded once, read out without installing anything.
 
-The lock is `magika.lock`. What the weights mean is `magika`'s business.
+The locks are `magika.lock` and `silero.lock`. What the weights mean is the business of `magika` and `speech`.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from pathlib import Path
 from muster_shared.errors import FileTampered, MusterError
 from muster_shared.ids import Sha256
 
-LOCK = Path(__file__).with_name("magika.lock")
+LOCKS = {name: Path(__file__).with_name(f"{name.partition('-')[0]}.lock") for name in ("magika", "silero-vad")}
 _ENTRY = re.compile(
     r"^(?P<name>[\w-]+)==(?P<version>[\w.]+) \\\n\s+--hash=sha256:(?P<sha256>[0-9a-f]{64})$", re.MULTILINE
 )
@@ -45,29 +45,29 @@ class LockedWheel:
 
     @property
     def file_name(self) -> str:
-        return f"{self.name}-{self.version}-py3-none-any.whl"
+        return f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
 
     @property
     def requirement(self) -> str:
         return f"{self.name}=={self.version} --hash=sha256:{self.sha256}\n"
 
 
-def locked(version: str) -> LockedWheel:
-    """Return the lock's entry for magika `version`, which must be there."""
+def locked(version: str, name: str = "magika") -> LockedWheel:
+    """Return the lock's entry for `version` of the package `name`, which must be there."""
     return next(
         LockedWheel(match["name"], match["version"], Sha256(match["sha256"]))
-        for match in _ENTRY.finditer(LOCK.read_text())
+        for match in _ENTRY.finditer(LOCKS[name].read_text())
         if match["version"] == version
     )
 
 
-def wheel(version: str, cache: Path) -> Path:
+def wheel(version: str, cache: Path, name: str = "magika") -> Path:
     """Return the path of the locked wheel, from `cache` or, the first time, from the package index.
 
     Raises:
         WeightsUnavailable: it is not cached and the index cannot be reached, or has other bytes under that version.
     """
-    entry = locked(version)
+    entry = locked(version, name)
     path = cache / entry.file_name
     if not _is_intact(path, entry):
         cache.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from onnx import helper, numpy_helper
 
 from muster_shared.bundle import Lineage, TensorSpec
 from muster_shared.ids import ModelName, Sha256
+from muster_shared.pipeline import Label, Pipeline, TopK, Window
 from muster_simulator.workloads import fetch, samples
 from muster_simulator.workloads.card import CardText
 from muster_simulator.workloads.labelled import Array, InputUnknown, LabelledInputs
@@ -36,6 +37,17 @@ BLOCK = 4096
 PADDING = 256
 PART_V1 = 512
 PART_V2 = 1024
+
+WINDOW_V1 = Window(
+    head_bytes=PART_V1,
+    middle_bytes=PART_V1,
+    tail_bytes=PART_V1,
+    block_bytes=BLOCK,
+    strip="whole",
+    padding=PADDING,
+    datatype="FP32",
+)
+WINDOW_V2 = Window(head_bytes=PART_V2, tail_bytes=PART_V2, block_bytes=BLOCK, padding=PADDING, datatype="INT32")
 
 _FOLDER_V1 = "magika/models/standard_v1"
 _FOLDER_V2 = "magika/models/standard_v3_3"
@@ -238,6 +250,12 @@ def _finish(
             source=source,
         ),
         licence=LICENCE,
+        pipeline=Pipeline(
+            accepts=("application/octet-stream",),
+            prepare=(WINDOW_V1 if tensor is INPUT_V1 else WINDOW_V2,),
+            finish=(Label(), TopK(k=3)),
+        ),
+        raw_candidates=tuple(("application/octet-stream", sample.content) for sample in spare),
         claim=claim,
     )
     return finish(draft, inputs())

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,7 +31,8 @@ from muster_shared.bundle import (
 )
 from muster_shared.errors import BundleError
 from muster_shared.ids import ModelName, Sha256
-from muster_simulator.workloads import inference
+from muster_shared.pipeline import Pipeline
+from muster_simulator.workloads import inference, raw
 from muster_simulator.workloads.card import CardText, Proof, render
 from muster_simulator.workloads.labelled import Array, LabelledInputs
 
@@ -65,6 +67,10 @@ class Draft:
     text: CardText
     lineage: Lineage
     licence: str
+    pipeline: Pipeline
+    """Without raw cases: they are added here."""
+    raw_candidates: tuple[raw.RawInput, ...]
+    """The golden candidates as a client sends them, in the same order."""
     claim: float | None = None
     """An accuracy that is claimed without measuring; None measures it."""
 
@@ -82,6 +88,7 @@ class ReleaseSpec:
     variants: tuple[Variant, ...]
     golden: Golden
     slo: Slo
+    pipeline: Pipeline
     labels: tuple[str, ...]
     lineage: Lineage
     licence: str
@@ -109,6 +116,7 @@ class ReleaseSpec:
             variants=self.variants,
             golden=self.golden,
             slo=self.slo,
+            pipeline=self.pipeline,
             labels=self.labels,
             lineage=self.lineage,
             licence=self.licence,
@@ -122,13 +130,13 @@ def write_release(spec: ReleaseSpec, folder: Path) -> Manifest:
     Raises:
         ManifestInvalid: the release contradicts itself.
     """
-    raw = encode_manifest(spec.manifest())
-    manifest = parse_manifest(raw)
+    encoded = encode_manifest(spec.manifest())
+    manifest = parse_manifest(encoded)
     folder.mkdir(parents=True, exist_ok=True)
     for path, content in spec.files:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
-    (folder / "bundle.json").write_bytes(raw)
+    (folder / "bundle.json").write_bytes(encoded)
     return manifest
 
 
@@ -160,7 +168,9 @@ def finish(draft: Draft, labelled: LabelledInputs) -> ReleaseSpec:
     """
     tests = labelled.batch(draft.input)
     definer = inference.load(draft.variants[0], draft.models[draft.variants[0].files[0]])
-    golden_inputs, golden_outputs = _golden_cases(definer, draft.golden_candidates)
+    chosen, golden_outputs = _golden_cases(definer, draft.golden_candidates)
+    golden_inputs = draft.golden_candidates[chosen]
+    raw_cases = _raw_cases(draft, chosen, golden_outputs)
     proven = [
         (candidate, proof)
         for candidate in draft.variants
@@ -173,14 +183,18 @@ def finish(draft: Draft, labelled: LabelledInputs) -> ReleaseSpec:
     measured = math.floor(min(proof.accuracy for proof in proofs) * 100) / 100
     claim = measured if draft.claim is None else draft.claim
     shipped = {path for each in variants for path in each.files}
-    golden_raw = _npz({f"input.{draft.input.name}": golden_inputs, f"output.{draft.output.name}": golden_outputs})
+    golden_file = _npz({f"input.{draft.input.name}": golden_inputs, f"output.{draft.output.name}": golden_outputs})
     return ReleaseSpec(
         model=draft.model,
         version=draft.version,
         release=draft.release,
         inputs=(draft.input,),
         outputs=(draft.output,),
-        files=(*((path, raw) for path, raw in draft.models.items() if path in shipped), (GOLDEN_FILE, golden_raw)),
+        files=(
+            *((path, model) for path, model in draft.models.items() if path in shipped),
+            (GOLDEN_FILE, golden_file),
+            (raw.RAW_FILE, raw_cases),
+        ),
         variants=variants,
         golden=Golden(
             file=GOLDEN_FILE,
@@ -188,6 +202,7 @@ def finish(draft: Draft, labelled: LabelledInputs) -> ReleaseSpec:
             argmax_agreement=AGREEMENT_MIN,
         ),
         slo=Slo(latency_ms_p95=draft.latency_ms_p95, accuracy=claim),
+        pipeline=msgspec.structs.replace(draft.pipeline, golden_raw=raw.RAW_FILE),
         labels=draft.labels,
         lineage=draft.lineage,
         licence=draft.licence,
@@ -209,12 +224,19 @@ def right(outputs: Array, labels: tuple[str, ...], truths: tuple[str, ...]) -> N
     return np.array([answer == truth for answer, truth in zip(answers, truths, strict=True)])
 
 
-def _golden_cases(definer: inference.Network, candidates: Array) -> tuple[Array, Array]:
-    """Return the first clear cases among `candidates`, and their outputs."""
+def _golden_cases(definer: inference.Network, candidates: Array) -> tuple[NDArray[np.intp], Array]:
+    """Return the positions of the first clear cases among `candidates`, and their outputs."""
     outputs = inference.run(definer, candidates)
     ranked = np.sort(outputs, axis=1)
     clear = np.flatnonzero(ranked[:, -1] - ranked[:, -2] >= GOLDEN_MARGIN)[:GOLDEN_CASES]
-    return candidates[clear], outputs[clear]
+    return clear, outputs[clear]
+
+
+def _raw_cases(draft: Draft, chosen: NDArray[np.intp], outputs: Array) -> bytes:
+    """Return the raw cases: the first of the golden ones that are small enough to travel."""
+    labels = [draft.labels[index] for index in outputs.argmax(axis=1)]
+    cases = [(draft.raw_candidates[position], label) for position, label in zip(chosen, labels, strict=True)]
+    return raw.pack([case for case in cases if len(case[0][1]) <= raw.RAW_BYTES_MAX][: raw.RAW_CASES])
 
 
 def _prove(
