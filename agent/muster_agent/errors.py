@@ -8,6 +8,7 @@ MusterError
 ├── ConfigInvalid         the configuration does not say what it must
 ├── AgentRunning          another agent has the data folder
 └── MetadataIncomplete    (a TrustError) some TUF file that the chain names has not arrived yet: wait
+    └── CheckFailed       nothing could be verified: nothing is believed, and it is tried again
 """
 
 from muster_shared.errors import MusterError, TrustError
@@ -39,3 +40,7 @@ class AgentRunning(MusterError):
 
 class MetadataIncomplete(TrustError):
     """Some TUF file that the chain names has not arrived yet: nothing is wrong, wait for it."""
+
+
+class CheckFailed(MetadataIncomplete):
+    """The process that verifies did not answer. What was verified last stays; see its exit code, free some memory."""

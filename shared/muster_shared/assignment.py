@@ -3,21 +3,22 @@
 A slim director in Uptane's sense: a rising counter, an expiry and a device id keep a stolen broker from choosing even
 among signed releases. The document travels in a DSSE envelope (the signature covers the exact bytes), signed by an
 online key whose public half is a TUF target (`KEYS_TARGET`), so that the offline keys rotate it.
+
+Cryptography is imported by what signs and what verifies (9 MB): the values are known where neither is done.
 """
 
 import json
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
-from securesystemslib.dsse import Envelope
-from securesystemslib.exceptions import Error as SecuresystemslibError
-from securesystemslib.exceptions import FormatError
-from securesystemslib.signer import Key, Signer, SSlibKey
 
 from muster_shared import ids
 from muster_shared.errors import AssignmentForged, WireError
 from muster_shared.ids import DeviceId, FleetId, RolloutId
 from muster_shared.messages import MESSAGE_BYTES_MAX, ReleaseRef
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import Key, Signer
 
 PAYLOAD_TYPE = "application/vnd.muster.assignment+json"
 KEYS_TARGET = "keys/assignment.json"
@@ -64,8 +65,10 @@ class AssignmentKeys(msgspec.Struct, frozen=True, kw_only=True):
     keys: dict[str, dict[str, object]]
 
 
-def sign(assignment: Assignment, signer: Signer) -> bytes:
+def sign(assignment: Assignment, signer: "Signer") -> bytes:
     """Return the envelope of `assignment`, as it is published."""
+    from securesystemslib.dsse import Envelope
+
     envelope = Envelope(msgspec.json.encode(assignment), PAYLOAD_TYPE, {})
     envelope.sign(signer)
     return json.dumps(envelope.to_dict(), separators=(",", ":")).encode()
@@ -78,6 +81,11 @@ def open_signed(raw: bytes, keys: AssignmentKeys) -> Assignment:
         WireError: not an envelope, or its payload is no assignment.
         AssignmentForged: no signature of a trusted key.
     """
+    from securesystemslib.dsse import Envelope
+    from securesystemslib.exceptions import Error as SecuresystemslibError
+    from securesystemslib.exceptions import FormatError
+    from securesystemslib.signer import SSlibKey
+
     if len(raw) > MESSAGE_BYTES_MAX:
         raise WireError(f"an assignment of {len(raw)} bytes; the limit is {MESSAGE_BYTES_MAX}")
     try:

@@ -9,8 +9,10 @@ import pytest
 from tuf.api.metadata import Metadata, Snapshot, TargetFile, Targets, Timestamp
 
 from harness.bundles import write_bundle
-from muster_agent.errors import DiskFull, MetadataIncomplete
-from muster_agent.io.trust import CANDIDATE_BYTES_MAX, TrustClient
+from muster_agent.errors import CheckFailed, DiskFull, MetadataIncomplete
+from muster_agent.io.trust import CANDIDATE_BYTES_MAX, RETRY_S, TrustClient
+from muster_agent.io.trust_check import Checks
+from muster_agent.io.trust_state import Checked, Envelope, Opened, Question
 from muster_controller.registry.keys import load_signer
 from muster_controller.registry.operator import (
     add_model,
@@ -67,6 +69,10 @@ class World:
         root = bootstrap or (self.operator / "metadata/1.root.json").read_bytes()
         return TrustClient(self.folder / name, root, lambda: self.now)
 
+    def device_with(self, checker: "Counted", name: str = "device") -> TrustClient:
+        root = (self.operator / "metadata/1.root.json").read_bytes()
+        return TrustClient(self.folder / name, root, lambda: self.now, checker, lambda: self.now.timestamp())
+
     def bundle(self, model: ModelName, release: int) -> Path:
         return write_bundle(self.folder, model, release)
 
@@ -96,6 +102,27 @@ class World:
 
     def stolen_controller(self) -> "StolenController":
         return StolenController(self)
+
+
+@dataclass
+class Counted:
+    """Verifies here, as long as there is somebody to do it."""
+
+    here: bool = True
+    asked: int = 0
+
+    def check(self, question: Question) -> Checked:
+        self.ask()
+        return Checks().check(question)
+
+    def open(self, envelope: Envelope) -> Opened:
+        self.ask()
+        return Checks().open(envelope)
+
+    def ask(self) -> None:
+        self.asked += 1
+        if not self.here:
+            raise CheckFailed("killed for want of memory")
 
 
 @dataclass
@@ -669,3 +696,59 @@ def test_nothing_but_the_state_is_left_on_the_disk(world: World) -> None:
         device.refresh()
 
     assert {path.name for path in (world.folder / "device").iterdir()} == {"trust.json", "trust.json.previous"}
+
+
+# -- whoever verifies ------------------------------------------------------------------------------------------------
+
+
+def test_when_nobody_can_verify_nothing_is_believed_and_it_is_tried_again_later(world: World) -> None:
+    checker = Counted()
+    device = world.device_with(checker)
+    deliver(device, world.messages())
+    before = device.refresh()
+    deliver(device, world.publish(DIGITS, 2))
+
+    checker.here = False
+    for _ in range(3):
+        with pytest.raises(CheckFailed):
+            device.refresh()
+    assert (device.view(), checker.asked) == (before, 2)
+
+    checker.here = True
+    world.now += timedelta(seconds=RETRY_S)
+    assert DIGITS_2 in device.refresh().targets
+
+
+def test_the_same_assignment_again_costs_no_work_until_the_keys_change(world: World) -> None:
+    checker = Counted()
+    device = world.device_with(checker)
+    deliver(device, world.messages())
+    device.refresh()
+    signed = world.assignment()
+    device.open_assignment(signed)
+    checker.asked = 0
+
+    assert device.open_assignment(signed).counter == 1
+    assert checker.asked == 0
+
+    deliver(device, world.rotate())
+    device.refresh()
+    with pytest.raises(AssignmentForged):
+        device.open_assignment(signed)
+
+
+def test_what_has_expired_is_judged_again_only_by_news_or_by_an_earlier_clock(world: World) -> None:
+    checker = Counted()
+    device = world.device_with(checker)
+    deliver(device, world.messages())
+    device.refresh()
+    world.now = NOW + 2 * DAY
+    for _ in range(3):
+        with pytest.raises(MetadataExpired):
+            device.refresh()
+        world.now += HOUR
+    assert checker.asked == 2
+
+    world.now = NOW + HOUR
+
+    assert DIGITS_1 in device.refresh().targets

@@ -22,12 +22,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from paho.mqtt import client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
-
+from muster_shared.link.paho import (
+    CallbackAPIVersion,
+    MQTTProtocolVersion,
+    PacketTypes,
+    Properties,
+    ReasonCode,
+    mqtt,
+)
 from muster_shared.link.values import (
     AckToken,
     Connected,
