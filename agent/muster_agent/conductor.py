@@ -52,7 +52,7 @@ from muster_shared.messages import (
     pack_bits,
 )
 from muster_shared.topics import Channel, ChunkTopic, ControllerTopic, DeviceTopic, Topic, TrustTopic, WantTopic
-from muster_shared.variants import choose
+from muster_shared.variants import eligible, files_of
 
 log = structlog.get_logger()
 
@@ -299,6 +299,8 @@ class Conductor:
             self._pending = None
             self._malformed(self._own(Channel.ASSIGNMENT), error)
             return
+        except MetadataIncomplete:  # It could not be checked now; it waits, and is looked at again.
+            return
         event = update.AssignmentArrived(assignment, digest(raw), view.targets)
         state, effects = update.advance(self._state, event, self._clock())
         refused = [
@@ -390,9 +392,9 @@ class Conductor:
             case update.StopFetching(bundle):
                 self._stop_fetching(bundle)
             case update.SelfTest(release):
-                self._with_variant(release, self._lab.self_test)
+                self._with_variants(release, self._lab.self_test)
             case update.Serve(release):
-                self._with_variant(release, self._lab.serve)
+                self._with_variants(release, self._lab.serve)
             case update.Retire(model):
                 self._lab.retire(model)
             case update.OpenWindow(release):
@@ -418,15 +420,25 @@ class Conductor:
         window = self._lab.measure(release)
         self._advance(update.WindowMeasured(release.bundle_sha256, window, manifest.slo))
 
-    def _with_variant(self, release: ReleaseRef, act: Callable[[ReleaseRef, Manifest, Variant], None]) -> None:
+    def _with_variants(
+        self, release: ReleaseRef, act: Callable[[ReleaseRef, Manifest, tuple[Variant, ...]], None]
+    ) -> None:
         manifest = self._manifest(release)
-        variant = None if manifest is None else choose(manifest, self.identity.hardware)
-        if manifest is None or variant is None:
+        variants = () if manifest is None else eligible(manifest, self.identity.hardware)
+        if manifest is None or not variants:
             detail = "its manifest is not readable any more" if manifest is None else "no variant fits this device"
             self.self_test_done(release.bundle_sha256, Refusal.MANIFEST_INVALID, detail)
             self.serve_failed(release.bundle_sha256, detail)
             return
-        act(release, manifest, variant)
+        act(release, manifest, variants)
+
+    def standby(self, model: str) -> tuple[ReleaseRef, Manifest, tuple[Variant, ...]] | None:
+        """Return the release of `model` that is on this device and does not serve; None when there is none to run."""
+        known = self._state.models.get(ModelName(model))
+        release = None if known is None else known.slots.standby
+        manifest = None if release is None else self._manifest(release)
+        variants = () if manifest is None else eligible(manifest, self.identity.hardware)
+        return (release, manifest, variants) if release is not None and manifest is not None and variants else None
 
     def _manifest(self, release: ReleaseRef) -> Manifest | None:
         """Return the manifest of `release`: read once, so that what serves does not hang on a disk that falters."""
@@ -442,10 +454,12 @@ class Conductor:
 
     def _runnable(self, release: ReleaseRef) -> bool:
         manifest = self._manifest(release)
-        variant = None if manifest is None else choose(manifest, self.identity.hardware)
-        if manifest is None or variant is None:
+        if manifest is None:
             return False
-        return all(self._store.verify(file) for file in manifest.files_for(variant))
+        variants = eligible(manifest, self.identity.hardware)
+        whole = {file.path for file in files_of(manifest, variants) if self._store.verify(file)}
+        # One variant that runs is enough: what the others were is known, or is measured again.
+        return any(all(file.path in whole for file in manifest.files_for(variant)) for variant in variants)
 
     def _collect(self, keep: frozenset[Sha256]) -> None:
         files: set[Sha256] = set(keep)
@@ -454,9 +468,8 @@ class Conductor:
                 manifest = self._manifest(release)
                 if manifest is None:
                     return  # Nobody can tell which files it needs: better too many than one too few.
-                variant = choose(manifest, self.identity.hardware)
-                if variant is not None:
-                    files.update(file.sha256 for file in manifest.files_for(variant))
+                variants = eligible(manifest, self.identity.hardware)
+                files.update(file.sha256 for file in files_of(manifest, variants))
         self._manifests = {bundle: manifest for bundle, manifest in self._manifests.items() if bundle in keep}
         self._lab.drop(keep)
         self._store.collect(frozenset(files))
@@ -477,11 +490,11 @@ class Conductor:
 
     def _fetch_files(self, release: ReleaseRef) -> None:
         manifest = self._manifest(release)
-        variant = None if manifest is None else choose(manifest, self.identity.hardware)
-        if manifest is None or variant is None:
+        variants = () if manifest is None else eligible(manifest, self.identity.hardware)
+        if manifest is None or not variants:
             self._give_up(release, Refusal.MANIFEST_INVALID, "its manifest is not readable any more")
             return
-        self._begin(Fetch(release, Phase.FILES, manifest.files_for(variant)))
+        self._begin(Fetch(release, Phase.FILES, files_of(manifest, variants)))
 
     def _begin(self, fetch: Fetch) -> None:
         self._stop_fetching(fetch.release.bundle_sha256)
@@ -644,6 +657,7 @@ class Conductor:
             requests=0 if served is None else served.requests,
             latency_ms_p95=None if served is None else served.latency_ms_p95,
             last_error=model.last_error,
+            tuning=None if served is None else served.tuning,
         )
 
     def _progress(self, release: ReleaseRef) -> float | None:

@@ -11,7 +11,7 @@ from muster_agent.core.trust import TrustView
 from muster_shared.assignment import Assignment
 from muster_shared.bundle import BundleFile, Manifest, Variant
 from muster_shared.ids import EventId, ModelName, Sha256
-from muster_shared.messages import Event, HostTelemetry, ReleaseRef, TrustFiles, WindowReport
+from muster_shared.messages import Event, HostTelemetry, ReleaseRef, TrustFiles, Tuning, WindowReport
 from muster_shared.topics import Topic
 
 
@@ -106,14 +106,21 @@ class ServedModel(Protocol):
     def requests(self) -> int: ...
     @property
     def latency_ms_p95(self) -> float | None: ...
+    @property
+    def tuning(self) -> Tuning | None:
+        """How it is served, and what was measured to choose so; None where nothing is."""
+        ...
 
 
 class Lab(Protocol):
-    """Engines and the serving table. Slow work answers later, by `Conductor.self_test_done` and `serve_failed`."""
+    """Engines and the serving table. Slow work answers later, by `Conductor.self_test_done` and `serve_failed`.
 
-    def self_test(self, release: ReleaseRef, manifest: Manifest, variant: Variant) -> None: ...
+    `variants` are those that fit this device, at least one, in the publisher's order; the lab chooses among them.
+    """
 
-    def serve(self, release: ReleaseRef, manifest: Manifest, variant: Variant) -> None: ...
+    def self_test(self, release: ReleaseRef, manifest: Manifest, variants: tuple[Variant, ...]) -> None: ...
+
+    def serve(self, release: ReleaseRef, manifest: Manifest, variants: tuple[Variant, ...]) -> None: ...
 
     def retire(self, model: ModelName) -> None: ...
 

@@ -55,6 +55,44 @@ class ReleaseRef(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of `bundle.json`."""
 
 
+TRIALS_MAX = 8
+TRIAL_TEXT_MAX = 160
+
+
+class TuningTrial(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to run a release that a device tried, or would have."""
+
+    variant: str
+    threads: int
+    instances: int
+    rows_per_s: float | None = None
+    """As measured; None when it was not."""
+    refused: str = ""
+    """Why it does not serve, TRIAL_TEXT_MAX characters at most; empty when others were faster."""
+
+
+class Tuning(msgspec.Struct, frozen=True, kw_only=True):
+    """How a device serves a release, and what it measured to choose so."""
+
+    variant: str
+    engine: str
+    """Runtime and version."""
+    device: str
+    precision: str
+    threads: int
+    """Of one call."""
+    instances: int
+    """Calls at the same time."""
+    batch_max: int
+    rows_per_s: float
+    latency_ms_p95: float
+    """Of single rows at that rate."""
+    fallback: str = ""
+    """Why it does not run on what the variant asks for, TRIAL_TEXT_MAX characters at most."""
+    alternatives: tuple[TuningTrial, ...] = ()
+    """TRIALS_MAX at most, in the order in which they were tried."""
+
+
 class TwinModel(msgspec.Struct, frozen=True, kw_only=True):
     """One model on one device as the device sees it."""
 
@@ -70,6 +108,7 @@ class TwinModel(msgspec.Struct, frozen=True, kw_only=True):
     requests: int = 0
     latency_ms_p95: float | None = None
     last_error: str | None = None
+    tuning: Tuning | None = None
 
 
 class Twin(Message, frozen=True, kw_only=True):

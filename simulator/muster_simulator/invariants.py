@@ -22,7 +22,7 @@ from muster_shared.assignment import Assignment
 from muster_shared.bundle import Manifest, Variant, digest
 from muster_shared.ids import DeviceId, EventId, ModelName, RolloutId, Sha256
 from muster_shared.messages import Event, OutcomeReported, ReleaseRef
-from muster_shared.variants import choose
+from muster_shared.variants import eligible, files_of
 from muster_simulator.controller import SimulatedController
 from muster_simulator.device import SimulatedDevice
 from muster_simulator.observer import Observer
@@ -431,7 +431,7 @@ good release reaches all of them."""
 def _files(release: ReleaseRef, manifests: Mapping[Sha256, Manifest], device: SimulatedDevice) -> list[Sha256]:
     """Return what `device` needs to run `release`: the manifest and its files."""
     manifest = manifests.get(release.bundle_sha256)
-    variant = None if manifest is None else choose(manifest, device.nature.hardware)
-    if manifest is None or variant is None:
+    variants = () if manifest is None else eligible(manifest, device.nature.hardware)
+    if manifest is None or not variants:
         return []
-    return [release.bundle_sha256, *(file.sha256 for file in manifest.files_for(variant))]
+    return [release.bundle_sha256, *(file.sha256 for file in files_of(manifest, variants))]

@@ -1,6 +1,8 @@
 """One suite over both engines: what a session promises, whatever runs it."""
 
 import gc
+import os
+import stat
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +13,12 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from muster_agent.engines import registry
+from muster_agent.engines import compiled_cache, onnx_runtime, open_vino, registry
+from muster_agent.engines.bench import Bench
 from muster_agent.engines.golden import self_test
 from muster_agent.engines.port import Array, Engine, InferenceFailed, InputRefused, ModelUnloadable, Session
 from muster_agent.engines.warmup import warm_up
-from muster_shared.bundle import Golden, Manifest, Runtime, TensorSpec, Variant, describe_file
+from muster_shared.bundle import Golden, HardwareMatch, Manifest, Runtime, TensorSpec, Variant, describe_file
 from muster_shared.ids import ModelName
 
 INPUTS = (TensorSpec(name="x", datatype="FP32", shape=(-1, 3)),)
@@ -229,6 +232,110 @@ def test_concurrent_callers_each_get_their_own_answer(load: Callable[[], Session
         assert all(callers.map(ask, range(400)))
 
 
+def test_arrays_give_what_named_inputs_give(load: Callable[[], Session]) -> None:
+    session = load()
+
+    outputs = session.run_arrays((X,))
+
+    assert len(outputs) == 1
+    np.testing.assert_array_equal(outputs[0], session.run({"x": X})["y"])
+
+
+def test_arrays_keep_the_order_of_the_manifest(engine: Engine, tmp_path: Path) -> None:
+    """The model names its tensors b, a -> q, p, and the manifest a, b -> p, q, without r."""
+    info = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3]) for name in "abpqr"}
+    nodes = [helper.make_node(*node) for node in (("Neg", ["b"], ["q"]), ("Sub", ["a", "b"], ["p"]))]
+    nodes.append(helper.make_node("Abs", ["a"], ["r"]))
+    graph = helper.make_graph(nodes, "two", [info["b"], info["a"]], [info["q"], info["r"], info["p"]])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    file = tmp_path / "model.onnx"
+    file.write_bytes(model.SerializeToString())
+    inputs = tuple(TensorSpec(name=name, datatype="FP32", shape=(-1, 3)) for name in "ab")
+    outputs = tuple(TensorSpec(name=name, datatype="FP32", shape=(-1, 3)) for name in "pq")
+    session = engine.load(file, variant(engine.name), inputs, outputs, threads=1, cache_dir=tmp_path / "cache")
+
+    p, q = session.run_arrays((X, X * 10))
+
+    np.testing.assert_array_equal(p, X - X * 10)
+    np.testing.assert_array_equal(q, -X * 10)
+
+
+def test_read_only_arrays_run_and_are_left_alone(load: Callable[[], Session]) -> None:
+    raw = X.tobytes()
+    session = load()
+
+    first = session.run_arrays((np.frombuffer(raw, np.float32).reshape(2, 3),))[0]
+    second = session.run_arrays((np.zeros((2, 3), np.float32),))[0]
+
+    np.testing.assert_array_equal(first, X * 2 + 1)
+    np.testing.assert_array_equal(second, np.ones((2, 3), np.float32))
+    assert raw == X.tobytes()
+
+
+def test_sizes_that_change_with_every_call_are_each_answered(load: Callable[[], Session]) -> None:
+    session = load()
+
+    for rows in (1, 33, 2, 64, 1, 8, 33):
+        x = np.full((rows, 3), rows, np.float32)
+        np.testing.assert_array_equal(session.run_arrays((x,))[0], x * 2 + 1)
+
+
+def test_what_large_batches_took_is_given_back_without_a_wrong_answer(
+    load: Callable[[], Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_vino, "QUIET_S", 0.0)
+    monkeypatch.setattr(onnx_runtime, "HEAVY_ROW_S", 0.0)
+    session = load()
+    session.run({"x": X})
+
+    def ask(number: int) -> bool:
+        x = np.full(((1, 64, 2)[number % 3], 3), number, np.float32)
+        return bool(np.array_equal(session.run_arrays((x,))[0], x * 2 + 1))
+
+    assert all(ask(number) for number in range(12))
+    with ThreadPoolExecutor(4) as callers:
+        assert all(callers.map(ask, range(200)))
+
+
+@pytest.mark.parametrize("instances", [1, 3])
+def test_as_many_calls_as_there_are_instances_and_more_each_get_their_own_answer(
+    engine: Engine, model_file: Path, tmp_path: Path, instances: int
+) -> None:
+    session = engine.load(
+        model_file, variant(engine.name), INPUTS, OUTPUTS, threads=1, cache_dir=tmp_path / "cache", instances=instances
+    )
+
+    def ask(number: int) -> bool:
+        x = np.full((1 + number % 5, 3), number, np.float32)
+        return bool(np.array_equal(session.run_arrays((x,))[0], x * 2 + 1))
+
+    assert session.concurrency >= instances
+    assert session.achieved.threads == 1
+    with ThreadPoolExecutor(instances + 2) as callers:
+        assert all(callers.map(ask, range(400)))
+
+
+def test_a_session_that_is_closed_under_load_answers_or_says_that_it_is(
+    engine: Engine, model_file: Path, tmp_path: Path
+) -> None:
+    session = engine.load(
+        model_file, variant(engine.name), INPUTS, OUTPUTS, threads=1, cache_dir=tmp_path / "cache", instances=2
+    )
+
+    def ask(number: int) -> bool:
+        if number == 100:
+            session.close()
+        try:
+            return bool(np.array_equal(session.run_arrays((X,))[0], X * 2 + 1))
+        except InferenceFailed as error:
+            return "closed" in str(error)
+
+    with ThreadPoolExecutor(4) as callers:
+        assert all(callers.map(ask, range(400)))
+    with pytest.raises(InferenceFailed, match="closed"):
+        session.run_arrays((X,))
+
+
 def test_the_golden_cases_pass(load: Callable[[], Session], tmp_path: Path) -> None:
     golden = write_golden(tmp_path / "golden.npz", input_x=X, output_y=X * 2 + 1)
 
@@ -310,6 +417,29 @@ def test_a_warm_up_measures_something_positive(load: Callable[[], Session], tmp_
     assert 0 < latency_ms < 1000
 
 
+def test_a_warm_up_without_time_still_measures(load: Callable[[], Session], tmp_path: Path) -> None:
+    golden = write_golden(tmp_path / "golden.npz", input_x=X, output_y=X * 2 + 1)
+
+    assert 0 < warm_up(load(), manifest(), golden, runs=1_000_000, seconds_max=0.0) < 1000
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+def test_a_bench_gets_rows_out_of_a_session_and_passes_on_why_it_does_not(
+    load: Callable[[], Session], streams: int
+) -> None:
+    session, bench = load(), Bench()
+
+    rate = bench.rate(session, [(X[:1],), (X[1:],)], streams=streams, seconds=0.0)
+    session.close()
+
+    assert rate.rows_per_s > 0
+    assert rate.ms_p95 > 0
+    with pytest.raises(InferenceFailed, match="closed"):
+        bench.rate(session, [(X[:1],)], streams=streams, seconds=0.0)
+    with pytest.raises(InferenceFailed, match="closed"):
+        bench.call_ms(session, (X,))
+
+
 def test_both_engines_are_available_here() -> None:
     assert registry.available() == ("onnxruntime", "openvino")
 
@@ -333,3 +463,150 @@ def test_bytes_tensors_run_on_onnx_runtime_and_are_refused_by_openvino(tmp_path:
         session.run({"x": np.array([b"\xff"], object)})
     with pytest.raises(ModelUnloadable, match="BYTES"):
         registry.engine("openvino").load(file, variant("openvino"), spec, out, threads=1, cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"PROVIDERS": "CUDA"}, "CUDA: not in this build"),
+        ({"PROVIDERS": "TensorRT, CUDAExecutionProvider,CPU,OpenVINO"}, "Tensorrt: not in this build"),
+    ],
+)
+def test_onnx_runtime_falls_back_to_the_cpu_and_says_why(
+    model_file: Path, tmp_path: Path, asked: dict[str, str], reason: str
+) -> None:
+    session = registry.engine("onnxruntime").load(
+        model_file, variant("onnxruntime", **asked), INPUTS, OUTPUTS, threads=1, cache_dir=tmp_path
+    )
+
+    assert session.achieved.device == "CPU"
+    assert session.achieved.fallback.startswith(reason)
+    np.testing.assert_array_equal(session.run_arrays((X,))[0], X * 2 + 1)
+
+
+def test_a_variant_for_accelerators_names_each_provider_that_it_did_not_get(model_file: Path, tmp_path: Path) -> None:
+    wanting = msgspec.structs.replace(variant("onnxruntime"), hardware=HardwareMatch(accelerator=("npu", "gpu", "cpu")))
+
+    session = registry.engine("onnxruntime").load(model_file, wanting, INPUTS, OUTPUTS, threads=1, cache_dir=tmp_path)
+
+    refused = [part.partition(":")[0] for part in session.achieved.fallback.split("; ")]
+    assert refused == ["QNN", "VitisAI", "OpenVINO", "CoreML", "Nnapi", "CUDA", "MIGraphX", "Dml", "WebGpu"]
+
+
+def test_a_provider_that_nobody_knows_does_not_load(model_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelUnloadable, match="CUDDA"):
+        registry.engine("onnxruntime").load(
+            model_file, variant("onnxruntime", PROVIDERS="CUDDA"), INPUTS, OUTPUTS, threads=1, cache_dir=tmp_path
+        )
+
+
+class TestCompiledModels:
+    """What OpenVINO keeps of a compilation, which it would itself serve unseen."""
+
+    def load(self, model_file: Path, cache_dir: Path) -> Session:
+        return registry.engine("openvino").load(
+            model_file, variant("openvino"), INPUTS, OUTPUTS, threads=1, cache_dir=cache_dir
+        )
+
+    def answer(self, model_file: Path, cache_dir: Path) -> list[float]:
+        session = self.load(model_file, cache_dir)
+        answer: list[float] = session.run_arrays((X[:1],))[0][0].tolist()
+        session.close()
+        return answer
+
+    def folder(self, cache_dir: Path) -> Path:
+        (folder,) = (cache_dir / compiled_cache.FOLDER).iterdir()
+        return folder
+
+    def blob(self, cache_dir: Path) -> Path:
+        (blob,) = self.folder(cache_dir).glob("*.blob")
+        return blob
+
+    def test_it_is_served_again_from_a_private_folder(self, model_file: Path, tmp_path: Path) -> None:
+        first = self.answer(model_file, tmp_path / "cache")
+        blob = self.blob(tmp_path / "cache")
+        written_at = blob.stat().st_mtime_ns
+
+        second = self.answer(model_file, tmp_path / "cache")
+
+        assert first == second == [2.0, 5.0, 3.0]
+        assert blob.stat().st_mtime_ns == written_at
+        assert stat.S_IMODE(blob.parent.stat().st_mode) == 0o700
+        assert stat.S_IMODE(blob.parent.parent.stat().st_mode) == 0o700
+
+    def test_a_flipped_byte_is_noticed_and_compiled_away(self, model_file: Path, tmp_path: Path) -> None:
+        self.answer(model_file, tmp_path / "cache")
+        blob = self.blob(tmp_path / "cache")
+        whole = blob.read_bytes()
+        for place in (0, len(whole) // 2, len(whole) - 1):
+            damaged = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+            blob.write_bytes(damaged)
+
+            assert compiled_cache._mismatch(blob.parent) == f"{blob.name} has changed"
+            assert self.answer(model_file, tmp_path / "cache") == [2.0, 5.0, 3.0]
+            assert compiled_cache._mismatch(blob.parent) == ""
+            assert self.blob(tmp_path / "cache").read_bytes() != damaged
+
+    @pytest.mark.parametrize(
+        "spoil",
+        [
+            lambda folder: (folder / compiled_cache.DIGESTS).unlink(),
+            lambda folder: (folder / compiled_cache.DIGESTS).write_bytes(b"{"),
+            lambda folder: (folder / compiled_cache.DIGESTS).write_bytes(b'{"x": 1}'),
+            lambda folder: (folder / "another.blob").write_bytes(b"slipped in"),
+            lambda folder: next(folder.glob("*.blob")).unlink(),
+            lambda folder: (folder / "nested").mkdir(),
+        ],
+    )
+    def test_a_folder_that_is_not_as_it_was_sealed_is_emptied(
+        self, model_file: Path, tmp_path: Path, spoil: Callable[[Path], object]
+    ) -> None:
+        self.answer(model_file, tmp_path / "cache")
+        folder = self.folder(tmp_path / "cache")
+        spoil(folder)
+
+        assert self.answer(model_file, tmp_path / "cache") == [2.0, 5.0, 3.0]
+        assert compiled_cache._mismatch(folder) == ""
+        assert [path.suffix for path in sorted(folder.iterdir())] == [".blob", ".json"]
+
+    def test_a_changed_model_under_the_same_path_size_and_time_is_never_served_from_it(
+        self, model_file: Path, tmp_path: Path
+    ) -> None:
+        times = model_file.stat()
+        before = self.answer(model_file, tmp_path / "cache")
+        raw = model_file.read_bytes()
+        two, three = np.float32(2).tobytes(), np.float32(3).tobytes()
+        assert raw.count(two) == 1
+        model_file.write_bytes(raw.replace(two, three))
+        os.utime(model_file, ns=(times.st_atime_ns, times.st_mtime_ns))
+        assert model_file.stat().st_size == times.st_size
+
+        after = self.answer(model_file, tmp_path / "cache")
+
+        assert before == [2.0, 5.0, 3.0]
+        assert after == [2.5, 7.0, 4.0]
+
+    def test_another_engine_or_processor_compiles_for_itself(self, model_file: Path) -> None:
+        def key(*, version: str = "1", processor: str = "p", device: str = "CPU", threads: str = "1") -> str:
+            return compiled_cache.key(version, processor, device, {"THREADS": threads}, [model_file])
+
+        keys = {key(), key(version="2"), key(processor="q"), key(device="GPU"), key(threads="2")}
+
+        assert len(keys) == 5
+
+    def test_only_so_many_configurations_are_kept(self, tmp_path: Path) -> None:
+        for number in range(20):
+            folder = compiled_cache.prepare(tmp_path, f"{number:02}")
+            assert folder is not None
+            (folder / "a.blob").write_bytes(b"x")
+            compiled_cache.seal(folder)
+
+        kept = sorted((tmp_path / compiled_cache.FOLDER).iterdir())
+
+        assert len(kept) == compiled_cache.CONFIGURATIONS_MAX
+        assert kept[-1].name == "19"
+
+    def test_a_folder_that_cannot_be_made_is_done_without(self, model_file: Path, tmp_path: Path) -> None:
+        (tmp_path / "cache").write_bytes(b"a file in the way")
+
+        assert self.answer(model_file, tmp_path / "cache") == [2.0, 5.0, 3.0]

@@ -173,7 +173,7 @@ def _report(verdicts: list[Verdict], golden: Golden) -> SelfTestReport:
 
 def _one(array: Array, case: int, spec: TensorSpec) -> Array:
     """Return one case, as a batch of one when the array has no batch axis beside its cases."""
-    return array[case : case + 1] if array.ndim == len(spec.shape) else array[case]
+    return array[case : case + 1] if array.ndim == len(spec.shape) else array[case, ...]  # Of a scalar, too, an array.
 
 
 def _pick(arrays: Mapping[str, Array], key: str, spec: TensorSpec) -> Array:

@@ -81,11 +81,30 @@ class Achieved(msgspec.Struct, frozen=True, kw_only=True):
 class Session(Protocol):
     """One loaded model.
 
-    `run` may be called from several threads; an engine that cannot do that takes turns inside.
+    `run` and `run_arrays` may be called from several threads; what exceeds `concurrency` takes turns inside.
     """
 
     @property
     def achieved(self) -> Achieved: ...
+
+    @property
+    def concurrency(self) -> int:
+        """How many calls may proceed truly at once, >= 1."""
+        ...
+
+    def run_arrays(self, arrays: tuple[Array, ...]) -> list[Array]:
+        """Return every output, for a caller who has checked the inputs: the way of every served request.
+
+        Args:
+            arrays: One of each input in the manifest's order, of its data type and shape, row-major and aligned; they
+                may be read-only, and must not change before the call returns. Nothing of this is checked again.
+        Returns:
+            The outputs in the manifest's order; the arrays belong to the caller.
+        Raises:
+            InputRefused: a BYTES tensor holds what the engine cannot take.
+            InferenceFailed: the engine failed, or the session is closed.
+        """
+        ...
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Return every output that the manifest names, in its order; the arrays belong to the caller.
@@ -116,6 +135,7 @@ class Engine(Protocol):
         *,
         threads: int,
         cache_dir: Path,
+        instances: int = 1,
     ) -> Session:
         """Return a session on `model_file`.
 
@@ -125,6 +145,7 @@ class Engine(Protocol):
             threads: At most this many for one inference, >= 1.
             cache_dir: A folder of this release's digest alone, which the engine may fill; sharing one between releases
                 would serve the old model (OpenVINO compares path, size and time, never content).
+            instances: Calls that are to proceed at once, >= 1; the session's `concurrency` is at least that.
         Raises:
             ModelUnloadable: the file is damaged, or is not the model that the manifest describes.
         """

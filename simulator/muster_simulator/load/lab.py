@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from muster_agent.ports import Store
 from muster_shared.bundle import Manifest, Variant
 from muster_shared.ids import ModelName, Sha256
-from muster_shared.messages import Refusal, ReleaseRef, WindowReport
+from muster_shared.messages import Refusal, ReleaseRef, Tuning, WindowReport
+from muster_shared.variants import files_of
 from muster_simulator.load.truth import Truth, Truths
 
 LOAD_S = 0.05
@@ -44,6 +45,7 @@ class Serving:
     engine: str
     requests: int
     latency_ms_p95: float | None
+    tuning: Tuning | None = None
 
 
 @dataclass
@@ -94,10 +96,10 @@ class TruthLab:
 
     # -- ports.Lab ---------------------------------------------------------------------------------------------------
 
-    def self_test(self, release: ReleaseRef, manifest: Manifest, variant: Variant) -> None:
+    def self_test(self, release: ReleaseRef, manifest: Manifest, variants: tuple[Variant, ...]) -> None:
         self.self_tests += 1
         bundle = release.bundle_sha256
-        files = manifest.files_for(variant)
+        files = files_of(manifest, variants)
         truth = self._truths.of(bundle)
         if not all(self._store.verify(file) for file in files):
             self._later(0.0, lambda: self.self_test_done(bundle, Refusal.TAMPERED, "a file is not what was fetched"))
@@ -108,14 +110,14 @@ class TruthLab:
             takes_s = LOAD_S + sum(file.length for file in files) / LOAD_BYTES_S + PROOF_RUNS * truth.latency_ms / 1e3
             self._later(takes_s * self._speed, lambda: self.self_test_done(bundle, None, ""))
 
-    def serve(self, release: ReleaseRef, manifest: Manifest, variant: Variant) -> None:
+    def serve(self, release: ReleaseRef, manifest: Manifest, variants: tuple[Variant, ...]) -> None:
         truth = self._truths.of(release.bundle_sha256)
         if truth is None:
             self._later(0.0, lambda: self.serve_failed(release.bundle_sha256, "nobody has measured it"))
             return
         self._settle(release.model)
         order = np.random.default_rng(self._order_seed).permutation(len(truth.right))
-        engine = f"simulated {variant.runtime} {variant.precision}"
+        engine = f"simulated {variants[0].runtime} {variants[0].precision}"
         self._names[release.bundle_sha256] = (release.model, release.version)
         self._served[release.model] = _Served(release, truth, engine, self._clock(), order)
 

@@ -14,7 +14,8 @@ from typing import Protocol
 from muster_agent.ports import Lab, Store
 from muster_shared.bundle import Manifest, Variant
 from muster_shared.ids import DeviceId, ModelName, Sha256
-from muster_shared.messages import Refusal, ReleaseRef, WindowReport
+from muster_shared.messages import Refusal, ReleaseRef, Tuning, WindowReport
+from muster_shared.variants import files_of
 from muster_simulator.stage import Stage
 
 
@@ -47,6 +48,7 @@ class Serving:
     engine: str
     requests: int
     latency_ms_p95: float | None
+    tuning: Tuning | None = None
 
 
 class Answers(Protocol):
@@ -98,14 +100,14 @@ class ScriptedLab(Lab):
 
     # -- ports.Lab ---------------------------------------------------------------------------------------------------
 
-    def self_test(self, release: ReleaseRef, manifest: Manifest, variant: Variant) -> None:
+    def self_test(self, release: ReleaseRef, manifest: Manifest, variants: tuple[Variant, ...]) -> None:
         bundle = release.bundle_sha256
         if bundle in self._candidates:
             self._later(0.01, lambda: self._answers.self_test_done(bundle, None, "it is still loaded"))
             return
 
         def work() -> None:
-            refusal, detail = self._prove(release, manifest, variant)
+            refusal, detail = self._prove(release, manifest, variants)
             if refusal is None:
                 self._candidates.add(bundle)
                 self._stage.observers.test_passed(self._device, bundle)
@@ -113,7 +115,7 @@ class ScriptedLab(Lab):
 
         self._later(self._random.uniform(0.5, 6.0), work)
 
-    def serve(self, release: ReleaseRef, manifest: Manifest, variant: Variant) -> None:
+    def serve(self, release: ReleaseRef, manifest: Manifest, variants: tuple[Variant, ...]) -> None:
         bundle = release.bundle_sha256
         self._wanted[release.model] = bundle
         current = self.serving.get(release.model)
@@ -121,14 +123,14 @@ class ScriptedLab(Lab):
             return
         if bundle in self._candidates:
             self._candidates.discard(bundle)
-            self._switch(release, manifest, variant)
+            self._switch(release, manifest, variants)
             return
 
         def work() -> None:
             if self._wanted.get(release.model) != bundle:
                 return
-            if all(self._store.verify(file) for file in manifest.files_for(variant)):
-                self._switch(release, manifest, variant)
+            if all(self._store.verify(file) for file in files_of(manifest, variants)):
+                self._switch(release, manifest, variants)
             else:
                 self._answers.serve_failed(bundle, "a file was damaged on the disk")
 
@@ -180,18 +182,20 @@ class ScriptedLab(Lab):
 
     # ----------------------------------------------------------------------------------------------------------------
 
-    def _prove(self, release: ReleaseRef, manifest: Manifest, variant: Variant) -> tuple[Refusal | None, str]:
-        for file in manifest.files_for(variant):
+    def _prove(
+        self, release: ReleaseRef, manifest: Manifest, variants: tuple[Variant, ...]
+    ) -> tuple[Refusal | None, str]:
+        for file in files_of(manifest, variants):
             if not self._store.verify(file):
                 return Refusal.TAMPERED, f"{file.path} was damaged on the disk"
-        self._stage.observers.tested(self._device, release, manifest, variant)
+        self._stage.observers.tested(self._device, release, manifest, variants[0])
         if self._truth(release) is Kind.UNPROVEN:
             return Refusal.SELF_TEST_FAILED, "case 3 of 8 differs by 0.4"
         return None, ""
 
-    def _switch(self, release: ReleaseRef, manifest: Manifest, variant: Variant) -> None:
+    def _switch(self, release: ReleaseRef, manifest: Manifest, variants: tuple[Variant, ...]) -> None:
         self.serving[release.model] = release
-        self._stage.observers.served(self._device, release, manifest, variant)
+        self._stage.observers.served(self._device, release, manifest, variants[0])
         self._stage.history.add(self._device, "serves", release.model, release.version)
 
     def _take_down(self, release: ReleaseRef, delay_s: float, off_s: float) -> None:
