@@ -17,6 +17,8 @@ from pathlib import Path
 import msgspec
 
 from muster_agent.errors import ConfigInvalid
+from muster_agent.serving.config import ServingConfig
+from muster_agent.serving.config import problem as serving_problem
 from muster_shared import ids
 from muster_shared.bundle import Runtime
 from muster_shared.errors import WireError
@@ -39,7 +41,7 @@ OUTBOX_EVENTS_MIN = 100
 
 
 class HttpConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where local applications ask. Without authentication, so the loopback unless `allow_remote` says otherwise."""
+    """Where local applications ask: the loopback, unless `allow_remote` says otherwise and callers need tokens."""
 
     listen: str = "127.0.0.1:8000"
     """host:port; port 0 takes a free one; empty: no TCP."""
@@ -49,10 +51,20 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     @property
     def address(self) -> tuple[str, int] | None:
         """Host and port; only for a checked configuration."""
-        if not self.listen:
-            return None
-        host, _, port = self.listen.rpartition(":")
-        return host.strip("[]"), int(port)
+        return _host_and_port(self.listen) if self.listen else None
+
+
+class GrpcConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The same protocol over gRPC; needs the extra `grpc`."""
+
+    listen: str = ""
+    """host:port; port 0 takes a free one; empty: no gRPC."""
+    allow_remote: bool = False
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Host and port; only for a checked configuration."""
+        return _host_and_port(self.listen) if self.listen else None
 
 
 class TlsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -92,6 +104,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     twin_every_s: float = 60.0
     outbox_events_max: int = 10_000
     http: HttpConfig = HttpConfig()
+    grpc: GrpcConfig = GrpcConfig()
+    serving: ServingConfig = ServingConfig()
     tls: TlsConfig = TlsConfig()
     hardware: HardwareConfig = HardwareConfig()
 
@@ -163,15 +177,30 @@ def _problem(config: AgentConfig) -> str | None:
         return f"outbox_events_max: {config.outbox_events_max} is less than {OUTBOX_EVENTS_MIN}"
     if (config.tls.cert is None) != (config.tls.key is None):
         return "tls: cert and key come together"
-    return _http_problem(config.http)
+    if not config.http.listen and config.http.unix_socket is None:
+        return "http: neither listen nor unix_socket is set"
+    tokens = config.serving.require_token
+    return (
+        _listen_problem("http", config.http, tokens)
+        or _listen_problem("grpc", config.grpc, tokens)
+        or serving_problem(config.serving)
+    )
 
 
-def _http_problem(http: HttpConfig) -> str | None:
-    if not http.listen:
-        return None if http.unix_socket is not None else "http: neither listen nor unix_socket is set"
-    host, _, port = http.listen.rpartition(":")
+def _listen_problem(table: str, front: HttpConfig | GrpcConfig, tokens: bool) -> str | None:
+    if not front.listen:
+        return None
+    host, _, port = front.listen.rpartition(":")
     if not host or not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
-        return f"http.listen: {http.listen!r} is not host:port"
-    if host.strip("[]") not in LOOPBACK and not http.allow_remote:
-        return f"http.listen: {host} is not the loopback, and there is no authentication; set http.allow_remote = true"
+        return f"{table}.listen: {front.listen!r} is not host:port"
+    if host.strip("[]") not in LOOPBACK and not (front.allow_remote and tokens):
+        return (
+            f"{table}.listen: {host} is not the loopback; to serve other hosts set {table}.allow_remote = true, and "
+            "serving.require_token = true with a token for each client"
+        )
     return None
+
+
+def _host_and_port(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    return host.strip("[]"), int(port)

@@ -4,11 +4,13 @@
     conductor thread   every decision, the journal, the store (`inbox`)
     link thread        MQTT          lab thread   loading and proving releases
 
-It exits on a signal and on a configuration that cannot work, never because of a message or a missing broker.
+What the device holds serves first: the broker is called afterwards (`_connect`), since what it brings is work. It exits
+on a signal and on a configuration that cannot work, never because of a message or a missing broker.
 """
 
 import asyncio
 import fcntl
+import gc
 import logging
 import os
 import random
@@ -16,33 +18,45 @@ import secrets
 import signal
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import structlog
 import uvloop
 
 from muster_agent import __version__
 from muster_agent.conductor import Conductor, Identity
 from muster_agent.config import AgentConfig
+from muster_agent.desk import Desk
 from muster_agent.engines import registry
 from muster_agent.errors import AgentRunning, ConfigInvalid
+from muster_agent.fronts import open_fronts
 from muster_agent.inbox import ConductorThread
 from muster_agent.io.disk import OsDisk
-from muster_agent.io.glibc import limit_arenas
+from muster_agent.io.glibc import limit_arenas, release_memory
 from muster_agent.io.host import HardwareOverrides, PsutilHost, detect_hardware, usable_cpus
 from muster_agent.io.journal import SqliteJournal
 from muster_agent.io.notify import ServiceManager
 from muster_agent.io.store import ContentStore
 from muster_agent.io.trust import TrustClient
+from muster_agent.io.trust_process import CheckProcess
+from muster_agent.io.tuning_store import TuningStore
 from muster_agent.io.views import Views
 from muster_agent.io.wire import MqttWire
 from muster_agent.lab import EngineLab
 from muster_agent.logs import configure_logs
+from muster_agent.serving.admission import Admission
 from muster_agent.serving.app import App
-from muster_agent.serving.http import serve
+from muster_agent.serving.config import in_window
+from muster_agent.serving.service import Service
+from muster_agent.serving.shared_memory import Regions
+from muster_agent.serving.spill import Spill
 from muster_agent.serving.table import ServingTable
+from muster_agent.serving.tracing import OtlpTracing
 from muster_agent.status import StatusApp
+from muster_shared.ids import ModelName
 from muster_shared.link import Link, LinkConfig, Will
 from muster_shared.messages import Hardware, Presence, encode
 from muster_shared.topics import Channel, DeviceTopic, build, device_filters
@@ -50,6 +64,9 @@ from muster_shared.topics import Channel, DeviceTopic, build, device_filters
 WILL_DELAY_S = 15  # A short break of the line is not worth a device that seems gone.
 SESSION_EXPIRY_S = 60  # The will waits no longer than the session lives, so this is the longer of the two.
 STOP_TIMEOUT_S = 5.0
+SERVE_FIRST_S = 2.0  # A model that takes longer to load must not keep the device from being seen.
+LOOK_S = 0.01
+WINDOW_LOOK_S = 20.0
 
 log = structlog.get_logger()
 
@@ -63,6 +80,7 @@ def run(config: AgentConfig, environment: Mapping[str, str]) -> None:
         JournalFailed: the journal cannot be opened.
     """
     configure_logs(logging.INFO)
+    np.seterr(all="ignore")  # Values of callers overflow sums that only ask whether they are finite.
     limit_arenas()
     _make_data_dir(config.data_dir)
     lock = _lock(config.data_dir / "agent.lock")
@@ -80,29 +98,63 @@ async def _serve(config: AgentConfig, manager: ServiceManager) -> None:
 
     root = _bootstrap_root(config)
     hardware = _hardware(config)
-    table = ServingTable()
+    table = ServingTable(config.serving)
     thread = ConductorThread(config.fleet, time.time, time.monotonic)
     disk = OsDisk(config.data_dir)
     store = ContentStore(disk)
     journal = SqliteJournal(config.data_dir / "journal.sqlite", outbox_events_max=config.outbox_events_max)
-    lab = EngineLab(store, Views(disk), table, thread.post, threads=config.threads or usable_cpus())
-    app = App(table, agent_version=__version__, ready=lambda: _is_ready(conductor, table))
+    lab = EngineLab(
+        store,
+        Views(disk),
+        table,
+        thread.post,
+        threads=config.threads or usable_cpus(),
+        runtimes=hardware.runtimes,
+        tunings=TuningStore(disk),
+        memory_mb=config.serving.memory_budget_mb or None,
+        pinned=frozenset(ModelName(name) for name, model in config.serving.models.items() if model.pinned),
+    )
+    service = Service(table, config.serving)
+    tracing = None if config.serving.tracing is None else OtlpTracing(config.serving.tracing, config.device)
+    if tracing is not None:
+        service.trace(tracing)
+    desk = Desk(thread, lambda: conductor, lab, table)
+    service.when_absent(desk.absent)
+    admission = Admission(config.serving)
+    is_remote = config.http.allow_remote or config.grpc.allow_remote
+    regions = Regions(may_use=(lambda status: False) if is_remote else None)  # Memory is shared on one host only.
+    spill = None if config.serving.upstream is None else Spill(config.serving.upstream)
+    app = App(
+        service,
+        agent_version=__version__,
+        admission=admission,
+        regions=regions,
+        ready=lambda: _is_ready(conductor, table, lab),
+        repository=desk,
+        trials=desk,
+        spill=spill,
+        is_local=not is_remote,
+    )
     status = StatusApp(app, lambda: thread.ask(conductor.twin), lambda: link.is_connected, __version__)
-    try:
-        address = config.http.address
-        host, port = address if address is not None else (None, 0)
-        server = await serve(status, host=host, port=port, unix_path=config.http.unix_socket)
-    except OSError as error:
-        raise ConfigInvalid(f"http: the agent cannot listen there: {error}") from error
+    fronts = await open_fronts(
+        config,
+        service,
+        admission,
+        status,
+        regions=regions,
+        ready=lambda: _is_ready(conductor, table, lab),
+        repository=desk,
+    )
 
     boot = secrets.token_hex(8)
     link = _link(config, boot, thread)
     wire = MqttWire(link, config.fleet)
+    checks = CheckProcess()
     conductor = Conductor(
-        _identity(config, hardware, boot, server.port),
+        _identity(config, hardware, boot, fronts.http.port),
         journal=journal,
         store=store,
-        trust=TrustClient(config.data_dir / "trust", root, lambda: datetime.now(UTC)),
+        trust=TrustClient(config.data_dir / "trust", root, lambda: datetime.now(UTC), checks),
         wire=wire,
         lab=lab,
         host=PsutilHost(config.data_dir),
@@ -111,7 +163,6 @@ async def _serve(config: AgentConfig, manager: ServiceManager) -> None:
     )
     lab.attach(conductor)
     thread.begin(conductor, link.ack)
-    link.start()
     log.info(
         "agent_started",
         version=__version__,
@@ -123,22 +174,33 @@ async def _serve(config: AgentConfig, manager: ServiceManager) -> None:
     _leave_word(config.data_dir / "endpoint", conductor.identity.endpoint)
     manager.ready()
     watchdog = loop.create_task(_watch(manager, thread))
+    off_peak = loop.create_task(_watch_window(config.serving.later_window, table))
+    connecting = loop.create_task(_connect(link, thread, conductor, table, lab))
 
     await stop.wait()
 
     log.info("agent_stopping")
     manager.stopping()
     watchdog.cancel()
+    off_peak.cancel()
+    connecting.cancel()
     gone = Presence(device=config.device, boot=boot, online=False, sent_at=time.time())
     farewell = _presence_topic(config)
     ended = await asyncio.to_thread(
         thread.end, lambda: wire.publish(farewell, encode(gone), qos=1, retain=True), STOP_TIMEOUT_S
     )
     await asyncio.to_thread(link.stop, STOP_TIMEOUT_S)
-    await server.stop(STOP_TIMEOUT_S)
-    table.close(STOP_TIMEOUT_S)
+    await fronts.stop(STOP_TIMEOUT_S)
+    regions.close()
+    if spill is not None:
+        spill.close()
+    if tracing is not None:
+        await asyncio.to_thread(tracing.close)
+    # Requests that their callers gave up leave on this loop.
+    await asyncio.to_thread(table.close, STOP_TIMEOUT_S)
     if ended:
         journal.close()
+    checks.close()
     log.info("agent_stopped")
 
 
@@ -196,11 +258,31 @@ def _hardware(config: AgentConfig) -> Hardware:
     return detect_hardware(config.device_class, runtimes, overrides, ask_openvino=declared.ask_openvino)
 
 
-def _is_ready(conductor: Conductor, table: ServingTable) -> bool:
-    """Whether every model that has a release serves one, and there is at least one."""
-    serving = table.places()
+def _is_ready(conductor: Conductor, table: ServingTable, lab: EngineLab) -> bool:
+    """Whether every model that has a release serves one, or does when it is asked, and there is at least one."""
+    serving = table.places().keys() | lab.unloaded()
     models = conductor.state.models  # A frozen value: it is replaced as a whole, so any thread may look.
     return bool(serving) and all(name in serving for name, model in models.items() if model.slots.active is not None)
+
+
+async def _connect(
+    link: Link, thread: ConductorThread, conductor: Conductor, table: ServingTable, lab: EngineLab
+) -> None:
+    """Call the broker once everything serves that the device holds, or after SERVE_FIRST_S.
+
+    What has started is for good: it is neither looked through for garbage any more, nor is what it left kept.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(SERVE_FIRST_S):
+            await asyncio.wrap_future(thread.ask(lambda: None))  # The journal is read.
+            while any(model.slots.active is not None for model in conductor.state.models.values()):
+                if _is_ready(conductor, table, lab):
+                    break
+                await asyncio.sleep(LOOK_S)
+    link.start()
+    gc.collect()
+    gc.freeze()
+    release_memory()
 
 
 async def _watch(manager: ServiceManager, thread: ConductorThread) -> None:
@@ -210,6 +292,14 @@ async def _watch(manager: ServiceManager, thread: ConductorThread) -> None:
     while True:
         await asyncio.sleep(manager.watchdog_s / 3)
         thread.ask(manager.alive)
+
+
+async def _watch_window(window: str, table: ServingTable) -> None:
+    """Let work for later run within the off-peak window only, if there is one."""
+    while window:
+        now = time.localtime()
+        table.open_later(in_window(window, now.tm_hour * 60 + now.tm_min) is not False)
+        await asyncio.sleep(WINDOW_LOOK_S)
 
 
 def _bootstrap_root(config: AgentConfig) -> bytes:

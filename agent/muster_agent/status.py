@@ -7,7 +7,8 @@ from concurrent.futures import Future
 
 import msgspec
 
-from muster_agent.serving.app import App, ModelStatus
+from muster_agent.serving.app import App
+from muster_agent.serving.extensions import ModelStatus
 from muster_agent.serving.http import Request, Response, refusal
 from muster_shared.ids import ModelName
 from muster_shared.messages import Twin
@@ -38,10 +39,11 @@ class StatusApp:
         self._online = online
         self._version = version
 
-    def __call__(self, request: Request) -> "Response | asyncio.Future[Response]":
+    def __call__(self, request: Request) -> Response | bytes | None:
         if request.path != PATH or request.method != b"GET":
             return self._app(request)
-        return asyncio.ensure_future(self._status())
+        request.answer_from(asyncio.ensure_future(self._status()))
+        return None
 
     async def _status(self) -> Response:
         try:

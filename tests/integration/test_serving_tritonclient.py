@@ -1,265 +1,321 @@
-"""The local endpoint over real sockets: the public V2 client, both engines, swaps under load, and rude callers."""
+"""The public V2 client against the local endpoint, with both engines: what Triton's documents promise its callers."""
 
-import asyncio
-import json
-import socket
+import gc
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPConnection
 from pathlib import Path
+from secrets import token_hex
+from typing import Any
 
 import numpy as np
 import pytest
 import tritonclient.http as triton
 import uvloop
-from onnx import TensorProto, helper
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, shared_memory
 
+from harness.endpoint import (
+    INLINE,
+    MODEL,
+    THREADS,
+    WAIT_S,
+    Endpoint,
+    GatedSession,
+    X,
+    describe,
+    release,
+    served_by,
+    until,
+)
+from muster_agent.core.plan import ServingPlan
 from muster_agent.engines import registry
-from muster_agent.engines.port import Achieved, Array, InferenceFailed, Session
-from muster_agent.serving.app import App
-from muster_agent.serving.http import HttpServer, Limits, serve
-from muster_agent.serving.table import Served, ServingTable
-from muster_shared.bundle import Golden, Manifest, Runtime, TensorSpec, Variant, describe_file
-from muster_shared.ids import ModelName, Sha256
+from muster_agent.engines.port import Array, InferenceFailed, Session
+from muster_agent.serving.table import Served
+from muster_shared.bundle import Runtime
 
-MODEL = ModelName("sums")
-WAIT_S = 20.0
-SLOW_MS = 50.0  # Any figure above the bound for running on the loop.
-X = np.array([[1, 2, 3]], np.float32)
+PLANS = pytest.mark.parametrize("plan", [INLINE, THREADS], ids=["inline", "threads"])
+BATCHED = ServingPlan(inline=False, batch_max=8, instances_max=2, delay_us=500)
 
 
-class Endpoint:
-    """A server on its own loop and thread, as the daemon runs it."""
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        table: ServingTable,
-        limits: Limits,
-        unix_path: Path | None,
-        timeout_s: float,
-    ) -> None:
-        self.table = table
-        self._loop = loop
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
-        app = App(table, agent_version="0.1.0", timeout_s=timeout_s)
-
-        async def start() -> HttpServer:
-            return await serve(app, port=0, limits=limits, unix_path=unix_path)
-
-        self.server = asyncio.run_coroutine_threadsafe(start(), self._loop).result(WAIT_S)
-        assert self.server.port is not None
-        self.port = self.server.port
-
-    @property
-    def url(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=WAIT_S)
-        connection.request(method, path, body)
-        response = connection.getresponse()
-        with response:
-            answer = response.status, response.read()
-        connection.close()
-        return answer
-
-    def raw(self, sent: bytes) -> bytes:
-        """Return all that comes back until the server closes."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=WAIT_S) as peer:
-            peer.sendall(sent)
-            return b"".join(iter(lambda: peer.recv(65536), b""))
-
-    def stop(self) -> None:
-        asyncio.run_coroutine_threadsafe(self.server.stop(WAIT_S), self._loop).result(WAIT_S)
-        assert self.table.close(WAIT_S)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(WAIT_S)
-        self._loop.close()
+@pytest.fixture(params=registry.RUNTIMES)
+def runtime(request: pytest.FixtureRequest) -> Runtime:
+    engine: Runtime = request.param
+    return engine
 
 
-Start = Callable[..., Endpoint]
+@pytest.fixture
+def endpoint(runtime: Runtime, tmp_path: Path) -> Iterator[Endpoint]:
+    running = Endpoint(uvloop.new_event_loop(), release(tmp_path, runtime, 7))
+    yield running
+    running.stop()
 
 
-@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def start(request: pytest.FixtureRequest) -> Iterator[Start]:
-    running: list[Endpoint] = []
-
-    def begin(
-        *served: Served,
-        limits: Limits | None = None,
-        unix_path: Path | None = None,
-        queue_max: int = 64,
-        timeout_s: float = WAIT_S,
-    ) -> Endpoint:
-        table = ServingTable(queue_max)
-        for release in served:
-            table.switch(MODEL, release)
-        running.append(Endpoint(request.param(), table, limits or Limits(), unix_path, timeout_s))
-        return running[-1]
-
-    yield begin
-    for endpoint in running:
-        endpoint.stop()
+@pytest.fixture
+def client(endpoint: Endpoint) -> Iterator[triton.InferenceServerClient]:
+    with triton.InferenceServerClient(endpoint.url, network_timeout=WAIT_S) as made:
+        yield made
 
 
-def release(folder: Path, runtime: Runtime, constant: int, *, latency_ms: float = 0.01) -> Served:
-    """A release that answers y = x + constant, FP32 [N, 3]; its version is 1.0.<constant>."""
-    file = folder / f"{constant}.onnx"
-    graph = helper.make_graph(
-        [helper.make_node("Add", ["x", "c"], ["y"])],
-        "sum",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3])],
-        [helper.make_tensor("c", TensorProto.FLOAT, [1], [float(constant)])],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    file.write_bytes(model.SerializeToString())
-    manifest = describe(runtime, constant)
-    session = registry.engine(runtime).load(
-        file, manifest.variants[0], manifest.inputs, manifest.outputs, threads=1, cache_dir=folder
-    )
-    return served_by(session, manifest, latency_ms)
-
-
-def describe(runtime: Runtime, constant: int) -> Manifest:
-    return Manifest(
-        model=MODEL,
-        version=f"1.0.{constant}",
-        release=constant + 1,
-        inputs=(TensorSpec(name="x", datatype="FP32", shape=(-1, 3)),),
-        outputs=(TensorSpec(name="y", datatype="FP32", shape=(-1, 3)),),
-        files=(describe_file("m.onnx", b"m"),),
-        variants=(Variant(name="v", runtime=runtime, precision="fp32", files=("m.onnx",)),),
-        golden=Golden(file="m.onnx"),
-        labels=("low", "middle", "high"),
-    )
-
-
-def served_by(session: Session, manifest: Manifest, latency_ms: float) -> Served:
-    return Served(
-        manifest=manifest,
-        manifest_sha256=Sha256(f"{manifest.release:064x}"),
-        session=session,
-        latency_ms=latency_ms,
-    )
-
-
-class GatedSession:
-    """An engine that answers when it is let: it makes a slow model without slow tests."""
-
-    achieved = Achieved(engine="onnxruntime", version="0", device="CPU", precision="fp32", threads=1)
-
-    def __init__(self, error: Exception | None = None) -> None:
-        self.started = threading.Semaphore(0)
-        self.gate = threading.Event()
-        self.closed = threading.Event()
-        self._error = error
-
-    def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        self.started.release()
-        assert self.gate.wait(WAIT_S)
-        assert not self.closed.is_set()
-        if self._error is not None:
-            raise self._error
-        return {"y": inputs["x"]}
-
-    def close(self) -> None:
-        self.closed.set()
-
-
-def infer(client: triton.InferenceServerClient, x: Array, *, binary: bool = True, **options: str) -> triton.InferResult:
+def given(x: Array = X, *, binary: bool = True) -> list[triton.InferInput]:
     sent = triton.InferInput("x", list(x.shape), "FP32")
     sent.set_data_from_numpy(x, binary_data=binary)
-    wanted = [triton.InferRequestedOutput("y", binary_data=binary)]
-    return client.infer(MODEL, [sent], outputs=wanted, **options)
+    return [sent]
 
 
-def json_request(rows: int = 1, **fields: object) -> bytes:
-    x = {"name": "x", "shape": [rows, 3], "datatype": "FP32", "data": [1, 2, 3] * rows}
-    return json.dumps({"inputs": [x], **fields}).encode()
+def wanted(*, binary: bool = True, classes: int = 0) -> list[triton.InferRequestedOutput]:
+    return [triton.InferRequestedOutput("y", binary_data=binary, class_count=classes)]
 
 
-def http_request(path: str, body: bytes = b"", *headers: bytes) -> bytes:
-    method = b"POST" if body else b"GET"
-    lines = [b"%b /%b HTTP/1.1" % (method, path.encode()), b"Host: here", b"Content-Length: %d" % len(body), *headers]
-    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+def infer(client: triton.InferenceServerClient, x: Array = X, *, binary: bool = True, **options: Any) -> Any:
+    return client.infer(MODEL, given(x, binary=binary), outputs=wanted(binary=binary), **options)
 
 
-@pytest.mark.parametrize("latency_ms", [0.01, SLOW_MS])
+def test_server_and_model_say_what_they_are(client: triton.InferenceServerClient, runtime: Runtime) -> None:
+    server, model = client.get_server_metadata(), client.get_model_metadata(MODEL)
+
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert (server["name"], server["version"]) == ("muster-agent", "0.1.0")
+    assert {"binary_tensor_data", "classification", "sequence", "statistics", "system_shared_memory"} <= set(
+        server["extensions"]
+    )
+    assert model == {
+        "name": MODEL,
+        "versions": ["1.0.7"],
+        "platform": {"onnxruntime": "onnxruntime_onnx", "openvino": "openvino"}[runtime],
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}],
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}],
+    }
+
+
+def test_a_model_is_ready_in_its_own_version_only(client: triton.InferenceServerClient) -> None:
+    assert client.is_model_ready(MODEL)
+    assert client.is_model_ready(MODEL, "1.0.7")
+    assert not client.is_model_ready(MODEL, "1.0.8")
+    assert not client.is_model_ready("nothing")
+
+
+def test_the_configuration_is_in_triton_s_words(client: triton.InferenceServerClient, runtime: Runtime) -> None:
+    config = client.get_model_config(MODEL)
+
+    assert (config["name"], config["backend"], config["max_batch_size"]) == (MODEL, runtime, 8)
+    assert config["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": [3]}]
+    assert config["output"] == [{"name": "y", "data_type": "TYPE_FP32", "dims": [3]}]
+
+
+@PLANS
 @pytest.mark.parametrize("binary", [True, False])
-@pytest.mark.parametrize("runtime", registry.RUNTIMES)
-def test_the_public_client_gets_right_answers(
-    start: Start, tmp_path: Path, runtime: Runtime, binary: bool, latency_ms: float
+def test_an_inference_is_right_and_says_where_it_comes_from(
+    runtime: Runtime, tmp_path: Path, plan: ServingPlan, binary: bool
 ) -> None:
-    endpoint = start(release(tmp_path, runtime, 7, latency_ms=latency_ms))
+    endpoint = Endpoint(uvloop.new_event_loop(), release(tmp_path, runtime, 7, plan))
+    x = np.random.default_rng(7).random((5, 3), np.float32)
 
     with triton.InferenceServerClient(endpoint.url) as client:
-        assert client.is_server_live()
-        assert client.is_server_ready()
-        assert client.is_model_ready(MODEL)
-        assert client.is_model_ready(MODEL, "1.0.7")
-        assert not client.is_model_ready(MODEL, "1.0.8")
-        assert "binary_tensor_data" in client.get_server_metadata()["extensions"]
-        metadata = client.get_model_metadata(MODEL)
-        result = infer(client, X, binary=binary, request_id="r-1")
-        versioned = infer(client, X, binary=binary, model_version="1.0.7")
+        result = infer(client, x, binary=binary, request_id="r-1")
+        versioned = infer(client, x, binary=binary, model_version="1.0.7")
+    endpoint.stop()
 
-    assert metadata["versions"] == ["1.0.7"]
-    assert metadata["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}]
-    np.testing.assert_array_equal(result.as_numpy("y"), X + 7)
-    np.testing.assert_array_equal(versioned.as_numpy("y"), X + 7)
+    np.testing.assert_array_equal(result.as_numpy("y"), x + 7)
+    np.testing.assert_array_equal(versioned.as_numpy("y"), x + 7)
     response = result.get_response()
-    assert response["id"] == "r-1"
-    assert response["model_version"] == "1.0.7"
+    assert (response["model_name"], response["model_version"], response["id"]) == (MODEL, "1.0.7", "r-1")
     assert response["parameters"] == {
         "version": "1.0.7",
         "digest": "000000000000",
         "engine": runtime,
+        "variant": "v",
         "request_id": "r-1",
     }
 
 
-def test_an_unknown_model_is_not_found(start: Start, tmp_path: Path) -> None:
-    endpoint = start(release(tmp_path, "onnxruntime", 1))
-    sent = triton.InferInput("x", [1, 3], "FP32").set_data_from_numpy(X)
+def test_ids_are_given_to_those_who_bring_none_and_differ(client: triton.InferenceServerClient) -> None:
+    ids = {infer(client).get_response()["id"] for _ in range(20)}
 
-    with (
-        triton.InferenceServerClient(endpoint.url) as client,
-        pytest.raises(InferenceServerException, match="unknown model") as refused,
-    ):
-        client.infer("nothing", [sent])
-
-    assert refused.value.status() == "404"
+    assert len(ids) == 20
 
 
-@pytest.mark.parametrize("runtime", registry.RUNTIMES)
-def test_a_wrong_input_names_its_tensor_and_is_not_the_fault_of_the_release(
-    start: Start, tmp_path: Path, runtime: Runtime
+def test_an_id_is_returned_as_it_came(client: triton.InferenceServerClient) -> None:
+    odd = 'é"\\\n\u2603'
+
+    assert infer(client, request_id=odd).get_response()["id"] == odd
+
+
+def test_without_a_wish_all_outputs_come_in_binary(client: triton.InferenceServerClient) -> None:
+    result = client.infer(MODEL, given())
+
+    assert "binary_data_size" in result.get_output("y")["parameters"]
+    np.testing.assert_array_equal(result.as_numpy("y"), X + 7)
+
+
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+@pytest.mark.parametrize("binary", [True, False])
+def test_a_compressed_request_is_unpacked(client: triton.InferenceServerClient, algorithm: str, binary: bool) -> None:
+    result = infer(
+        client, binary=binary, request_compression_algorithm=algorithm, response_compression_algorithm=algorithm
+    )
+
+    np.testing.assert_array_equal(result.as_numpy("y"), X + 7)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_classes_come_with_their_labels(client: triton.InferenceServerClient, binary: bool) -> None:
+    x = np.array([[1, 3, 2], [9, 7, 8]], np.float32)
+
+    result = client.infer(MODEL, given(x), outputs=wanted(binary=binary, classes=2))
+
+    found = result.as_numpy("y").tolist()
+    texts = [[text.decode() if isinstance(text, bytes) else text for text in row] for row in found]
+    assert texts == [["10.000000:1:middle", "9.000000:2:high"], ["16.000000:0:low", "15.000000:2:high"]]
+
+
+def test_requests_may_name_sequence_priority_and_timeout(client: triton.InferenceServerClient) -> None:
+    result = infer(
+        client,
+        sequence_id=42,
+        sequence_start=True,
+        sequence_end=True,
+        priority=2,
+        timeout=5_000_000,
+        parameters={"anything": "else"},
+    )
+
+    np.testing.assert_array_equal(result.as_numpy("y"), X + 7)
+
+
+def test_many_requests_at_once_are_each_answered_with_their_own(tmp_path: Path, runtime: Runtime) -> None:
+    endpoint = Endpoint(uvloop.new_event_loop(), release(tmp_path, runtime, 7, BATCHED))
+
+    with triton.InferenceServerClient(endpoint.url, concurrency=8) as client:
+        asked = [client.async_infer(MODEL, given(np.full((1, 3), n, np.float32))) for n in range(40)]
+        found = [request.get_result(timeout=WAIT_S).as_numpy("y").tolist() for request in asked]
+    endpoint.stop()
+
+    assert found == [[[n + 7] * 3] for n in range(40)]
+
+
+def test_shared_memory_holds_inputs_and_outputs(
+    client: triton.InferenceServerClient, endpoint: Endpoint, runtime: Runtime
 ) -> None:
-    served = release(tmp_path, runtime, 1)
-    endpoint = start(served)
+    key = f"/muster_test_{token_hex(6)}"
+    region = shared_memory.create_shared_memory_region("both regions", key, 48)
+    try:
+        shared_memory.set_shared_memory_region(region, [X * 2], offset=4)
+        client.register_system_shared_memory("both regions", key, 44, offset=4)
+        status = client.get_system_shared_memory_status()
+        sent = triton.InferInput("x", [1, 3], "FP32")
+        sent.set_shared_memory("both regions", 12)
+        output = triton.InferRequestedOutput("y")
+        output.set_shared_memory("both regions", 16, offset=16)
 
-    with (
-        triton.InferenceServerClient(endpoint.url) as client,
-        pytest.raises(InferenceServerException, match="'x' has shape") as refused,
-    ):
+        result = client.infer(MODEL, [sent], outputs=[output])
+
+        assert result.get_output("y")["parameters"]["shared_memory_byte_size"] == 12
+        found = np.array(shared_memory.get_contents_as_numpy(region, np.float32, [1, 3], offset=20))
+        client.unregister_system_shared_memory("both regions")
+        after = client.get_system_shared_memory_status()
+        with pytest.raises(InferenceServerException, match="both regions") as refused:
+            client.infer(MODEL, [sent])
+    finally:
+        gc.collect()  # Views into the region keep it open.
+        shared_memory.destroy_shared_memory_region(region)
+
+    assert status == [{"name": "both regions", "key": key, "offset": 4, "byte_size": 44}]
+    assert after == []
+    assert refused.value.status() == "400"
+    np.testing.assert_array_equal(found, X * 2 + 7)
+
+
+def test_memory_that_is_not_there_or_too_small_is_refused(client: triton.InferenceServerClient) -> None:
+    with pytest.raises(InferenceServerException) as unknown:
+        client.register_system_shared_memory("r", f"/muster_test_{token_hex(6)}", 8)
+    with pytest.raises(InferenceServerException) as cuda:
+        client.register_cuda_shared_memory("r", b"handle", 0, 8)
+
+    assert unknown.value.status() == "400"
+    assert cuda.value.status() == "400"
+    assert client.get_cuda_shared_memory_status() == []
+    client.unregister_system_shared_memory("r")
+    client.unregister_cuda_shared_memory()
+
+
+def test_statistics_count_what_was_asked(client: triton.InferenceServerClient) -> None:
+    for rows in (1, 2):
+        infer(client, np.repeat(X, rows, axis=0))
+    with pytest.raises(InferenceServerException):
         infer(client, np.zeros((1, 4), np.float32))
 
-    assert refused.value.status() == "400"
-    at = served.stats.snapshot()
-    assert (at.requests, at.errors, at.refused) == (0, 0, 1)
+    (one,) = client.get_inference_statistics(MODEL)["model_stats"]
+    (every,) = client.get_inference_statistics()["model_stats"]
+
+    assert one == every
+    assert (one["name"], one["version"], one["inference_count"], one["execution_count"]) == (MODEL, "1.0.7", 3, 2)
+    stats = one["inference_stats"]
+    assert (stats["success"]["count"], stats["fail"]["count"]) == (2, 0)
+    assert stats["success"]["ns"] >= stats["compute_infer"]["ns"] > 0
+    assert {stats[stage]["count"] for stage in ("queue", "compute_input", "compute_infer", "compute_output")} == {2}
+    assert one["last_inference"] > 1_500_000_000_000
 
 
-@pytest.mark.parametrize("latency_ms", [0.01, SLOW_MS])
-@pytest.mark.parametrize("runtime", registry.RUNTIMES)
-def test_hot_swaps_under_load_fail_no_request_and_mix_no_versions(
-    start: Start, tmp_path: Path, runtime: Runtime, latency_ms: float
+def test_the_repository_says_what_serves_and_takes_no_orders(client: triton.InferenceServerClient) -> None:
+    index = client.get_model_repository_index()
+    refusals = []
+    for order in (client.load_model, client.unload_model):
+        with pytest.raises(InferenceServerException) as refused:
+            order(MODEL)
+        refusals.append(refused.value.status())
+
+    assert index == [{"name": MODEL, "version": "1.0.7", "state": "READY", "reason": ""}]
+    assert refusals == ["400", "400"]
+    assert client.is_model_ready(MODEL)
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "status", "message"),
+    [("nothing", "", "404", "unknown model"), (MODEL, "1.0.8", "404", "unknown model.*1.0.8")],
+)
+def test_what_is_not_served_is_not_found(
+    client: triton.InferenceServerClient, model: str, version: str, status: str, message: str
 ) -> None:
-    endpoint = start(release(tmp_path, runtime, 1, latency_ms=latency_ms))
+    with pytest.raises(InferenceServerException, match=message) as refused:
+        client.infer(model, given(), model_version=version)
+    with pytest.raises(InferenceServerException, match=message):
+        client.get_model_metadata(model, version)
+
+    assert refused.value.status() == status
+
+
+def test_a_wrong_input_names_its_tensor_and_is_not_the_fault_of_the_release(
+    client: triton.InferenceServerClient, endpoint: Endpoint
+) -> None:
+    refusals = []
+    for x in (np.zeros((1, 4), np.float32), np.array([[1, np.nan, 3]], np.float32)):
+        with pytest.raises(InferenceServerException, match="'x' has") as refused:
+            infer(client, x)
+        refusals.append(refused.value.status())
+
+    assert refusals == ["400", "400"]
+    at = endpoint.counts(endpoint.table.served(MODEL))
+    assert (at.requests, at.errors, at.refused) == (0, 0, 2)
+
+
+def test_a_timeout_that_passes_is_told(tmp_path: Path) -> None:
+    slow = GatedSession()
+    endpoint = Endpoint(uvloop.new_event_loop(), served_by(slow, describe("onnxruntime", 1)))
+
+    with triton.InferenceServerClient(endpoint.url) as client, pytest.raises(InferenceServerException) as late:
+        infer(client, timeout=1000)
+    slow.gate.set()
+    endpoint.stop()
+
+    assert late.value.status() == "503"
+
+
+@PLANS
+def test_hot_swaps_under_load_fail_no_request_and_mix_no_versions(
+    runtime: Runtime, tmp_path: Path, plan: ServingPlan
+) -> None:
+    endpoint = Endpoint(uvloop.new_event_loop(), release(tmp_path, runtime, 1, plan))
     over = threading.Event()
 
     def caller(number: int) -> set[str]:
@@ -277,218 +333,22 @@ def test_hot_swaps_under_load_fail_no_request_and_mix_no_versions(
     with ThreadPoolExecutor(4) as callers:
         asked = [callers.submit(caller, number) for number in range(4)]
         retired: list[Served] = []
-        for constant in range(2, 12):
-            retired.append(endpoint.table.served(MODEL))
-            before = retired[-1].stats.snapshot().requests
-            _until(lambda before=before: retired[-1].stats.snapshot().requests > before + 8)
-            endpoint.table.switch(MODEL, release(tmp_path, runtime, constant, latency_ms=latency_ms))
-        _until(lambda: endpoint.table.served(MODEL).stats.snapshot().requests > 8)
-        over.set()
+        try:
+            for constant in range(2, 12):
+                retired.append(endpoint.table.served(MODEL))
+                before = retired[-1].stats.snapshot().requests
+                until(lambda before=before: retired[-1].stats.snapshot().requests > before + 8)  # type: ignore[misc]
+                endpoint.table.switch(MODEL, release(tmp_path, runtime, constant, plan))
+            until(lambda: endpoint.table.served(MODEL).stats.snapshot().requests > 8)
+        finally:
+            over.set()
         seen = set().union(*(future.result(WAIT_S) for future in asked))
 
     assert seen == {f"1.0.{constant}" for constant in range(1, 12)}
     assert sum(served.stats.snapshot().errors for served in retired) == 0
     for served in retired:
-        _until(lambda served=served: _is_closed(served.session))
-
-
-def test_a_request_on_the_old_release_ends_there_and_only_then_is_it_closed(start: Start, tmp_path: Path) -> None:
-    slow = GatedSession()
-    endpoint = start(served_by(slow, describe("onnxruntime", 1), SLOW_MS))
-    with ThreadPoolExecutor(1) as callers:
-        old = callers.submit(endpoint.ask, "POST", f"/v2/models/{MODEL}/infer", json_request())
-        assert slow.started.acquire(timeout=WAIT_S)
-
-        endpoint.table.switch(MODEL, release(tmp_path, "onnxruntime", 2))
-        status, new = endpoint.ask("POST", f"/v2/models/{MODEL}/infer", json_request())
-        closed_early = slow.closed.is_set()
-        slow.gate.set()
-        old_status, old_answer = old.result(WAIT_S)
-
-    assert (status, json.loads(new)["model_version"]) == (200, "1.0.2")
-    assert (old_status, json.loads(old_answer)["model_version"]) == (200, "1.0.1")
-    assert not closed_early
-    assert slow.closed.wait(WAIT_S)
-
-
-def test_a_removed_model_is_unknown_and_the_device_not_ready(start: Start, tmp_path: Path) -> None:
-    endpoint = start(release(tmp_path, "onnxruntime", 1))
-
-    endpoint.table.remove(MODEL)
-
-    assert endpoint.ask("POST", f"/v2/models/{MODEL}/infer", json_request())[0] == 404
-    assert endpoint.ask("GET", "/v2/health/ready")[0] == 503
-    assert endpoint.ask("GET", "/v2/health/live")[0] == 200
-
-
-def test_a_full_queue_turns_away_at_once_and_says_when_to_come_back(start: Start) -> None:
-    slow = GatedSession()
-    served = served_by(slow, describe("onnxruntime", 1), SLOW_MS)
-    endpoint = start(served, queue_max=1)
-    with ThreadPoolExecutor(1) as callers:
-        first = callers.submit(endpoint.ask, "POST", f"/v2/models/{MODEL}/infer", json_request())
-        assert slow.started.acquire(timeout=WAIT_S)
-
-        answer = endpoint.raw(http_request(f"v2/models/{MODEL}/infer", json_request(), b"Connection: close"))
-        slow.gate.set()
-
-        assert first.result(WAIT_S)[0] == 200
-    assert answer.startswith(b"HTTP/1.1 429 ")
-    assert b"\r\nRetry-After: 1\r\n" in answer
-    assert served.stats.snapshot().rejected == 1
-
-
-def test_an_inference_that_hangs_is_answered_and_counts_against_the_release(start: Start) -> None:
-    slow = GatedSession()
-    served = served_by(slow, describe("onnxruntime", 1), SLOW_MS)
-    endpoint = start(served, timeout_s=0.05)
-
-    status, _ = endpoint.ask("POST", f"/v2/models/{MODEL}/infer", json_request())
-    slow.gate.set()
-
-    assert status == 503
-    assert (served.stats.snapshot().requests, served.stats.snapshot().errors) == (1, 1)
-
-
-@pytest.mark.parametrize("latency_ms", [0.01, SLOW_MS])
-@pytest.mark.parametrize("error", [InferenceFailed("out of memory"), ZeroDivisionError()])
-def test_an_engine_that_fails_is_an_error_of_the_release(start: Start, error: Exception, latency_ms: float) -> None:
-    broken = GatedSession(error)
-    broken.gate.set()
-    served = served_by(broken, describe("onnxruntime", 1), latency_ms)
-    endpoint = start(served)
-
-    status, answer = endpoint.ask("POST", f"/v2/models/{MODEL}/infer", json_request())
-
-    assert status == 500
-    assert json.loads(answer)["error"]
-    assert served.stats.snapshot().errors == 1
-
-
-def test_a_caller_that_goes_away_spares_the_work_that_has_not_begun(start: Start) -> None:
-    slow = GatedSession()
-    served = served_by(slow, describe("onnxruntime", 1), SLOW_MS)
-    endpoint = start(served)
-    with ThreadPoolExecutor(1) as callers:
-        first = callers.submit(endpoint.ask, "POST", f"/v2/models/{MODEL}/infer", json_request())
-        assert slow.started.acquire(timeout=WAIT_S)
-        with socket.create_connection(("127.0.0.1", endpoint.port)) as peer:
-            peer.sendall(http_request(f"v2/models/{MODEL}/infer", json_request()))
-            _until(lambda: endpoint.table.places()[MODEL].room.queued == 2)
-            # A plain close may be half of a close; a reset says that nobody waits.
-            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
-        _until(lambda: endpoint.table.places()[MODEL].room.queued == 1)
-        slow.gate.set()
-        assert first.result(WAIT_S)[0] == 200
-
-    assert (served.stats.snapshot().requests, served.stats.snapshot().cancelled) == (1, 1)
-
-
-def test_feedback_counts_right_and_wrong_against_the_release_that_answered(start: Start, tmp_path: Path) -> None:
-    old = release(tmp_path, "onnxruntime", 1)
-    endpoint = start(old)
-    for request_id, rows in (("a", 1), ("b", 1), ("c", 1), ("d", 2)):
-        endpoint.ask("POST", f"/v2/models/{MODEL}/infer", json_request(rows, id=request_id))
-    endpoint.table.switch(MODEL, release(tmp_path, "onnxruntime", 2))
-
-    def label(request_id: str, truth: object) -> tuple[int, object]:
-        body = json.dumps({"id": request_id, "label": truth}).encode()
-        status, answer = endpoint.ask("POST", f"/v1/models/{MODEL}/feedback", body)
-        return status, json.loads(answer).get("right")
-
-    assert label("a", "high") == (200, True)
-    assert label("a", "high") == (404, None)  # An answer is judged once.
-    assert label("b", 0) == (200, False)
-    assert label("c", 3) == (400, None)
-    assert label("c", "a class of the next release") == (200, False)
-    assert label("d", ["high", "low"]) == (200, [True, False])
-    assert label("never", "high") == (404, None)
-    at = old.stats.snapshot()
-    assert (at.labelled, at.right) == (5, 2)
-    assert endpoint.table.served(MODEL).stats.snapshot().labelled == 0
-
-
-def test_status_and_metrics_say_what_serves_and_what_it_did(start: Start, tmp_path: Path) -> None:
-    endpoint = start(release(tmp_path, "openvino", 1))
-    for _ in range(3):
-        endpoint.ask("POST", f"/v2/models/{MODEL}/infer", json_request(2))
-    endpoint.ask("POST", f"/v2/models/{MODEL}/infer", b"{}")
-
-    status = json.loads(endpoint.ask("GET", "/v1/status")[1])["models"][MODEL]
-    metrics = endpoint.ask("GET", "/metrics")[1].decode().splitlines()
-
-    assert (status["version"], status["slot"], status["engine"]["engine"]) == ("1.0.1", "active", "openvino")
-    assert (status["counters"]["requests"], status["counters"]["refused"]) == (3, 1)
-    assert status["latency_ms_p95"] > 0
-    labels = 'model="sums",version="1.0.1"'
-    assert f"nv_inference_request_success{{{labels}}} 3" in metrics
-    assert f'nv_inference_request_failure{{{labels},reason="OTHER"}} 1' in metrics
-    assert f"nv_inference_count{{{labels}}} 6" in metrics
-    assert f'muster_inference_seconds_bucket{{{labels},le="+Inf"}} 3' in metrics
-
-
-def test_a_unix_socket_answers_too(start: Start, tmp_path: Path) -> None:
-    path = tmp_path / "s"
-    start(release(tmp_path, "onnxruntime", 1), unix_path=path)
-
-    with socket.socket(socket.AF_UNIX) as peer:
-        peer.settimeout(WAIT_S)
-        peer.connect(str(path))
-        peer.sendall(http_request("v2/health/live", b"", b"Connection: close"))
-        answer = b"".join(iter(lambda: peer.recv(65536), b""))
-
-    assert answer.startswith(b"HTTP/1.1 200 ")
-
-
-@pytest.mark.parametrize("latency_ms", [0.01, SLOW_MS])
-def test_pipelined_requests_are_answered_in_order(start: Start, tmp_path: Path, latency_ms: float) -> None:
-    endpoint = start(release(tmp_path, "onnxruntime", 1, latency_ms=latency_ms))
-    path = f"v2/models/{MODEL}/infer"
-    requests = [http_request(path, json_request(id=f"p{number}")) for number in range(20)]
-
-    answer = endpoint.raw(b"".join(requests) + http_request("v2", b"", b"Connection: close"))
-
-    positions = [answer.index(b'"id":"p%d"' % number) for number in range(20)]
-    assert positions == sorted(positions)
-    assert answer.count(b"HTTP/1.1 200 ") == 21
-
-
-@pytest.mark.parametrize(
-    ("sent", "status"),
-    [
-        (http_request("v2/models/sums/infer", b"x" * 5000), 413),
-        (
-            http_request("v2/models/sums/infer", b"x" * 5000).replace(
-                b"Content-Length: 5000", b"Content-Length: 99999"
-            ),
-            413,
-        ),
-        (b"POST /v2 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + b"fff\r\n" + b"x" * 4095 + b"\r\n", 413),
-        (http_request("v2", b"", b"A: " + b"x" * 2000), 431),
-        (http_request("v2/" + "x" * 2000), 431),
-        (b"nonsense\r\n\r\n", 400),
-        (b"GET /v2 HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
-        (b"POST /v2 HTTP/1.1\r\nContent-Length: 9\r\n\r\nshort", 408),
-    ],
-)
-def test_a_caller_that_asks_too_much_is_told_and_cut(start: Start, tmp_path: Path, sent: bytes, status: int) -> None:
-    limits = Limits(header_bytes=1024, body_bytes=4000, read_s=0.2)
-    endpoint = start(release(tmp_path, "onnxruntime", 1), limits=limits)
-
-    answer = endpoint.raw(sent)
-
-    assert answer.startswith(b"HTTP/1.1 %d " % status)
-    assert answer.count(b"HTTP/1.1") == 1
-    assert endpoint.ask("GET", "/v2/health/live")[0] == 200  # The others are served on.
-
-
-def test_other_methods_and_paths_are_refused_in_json(start: Start, tmp_path: Path) -> None:
-    endpoint = start(release(tmp_path, "onnxruntime", 1))
-
-    assert endpoint.ask("GET", f"/v2/models/{MODEL}/infer")[0] == 405
-    assert endpoint.ask("POST", "/v2/health/live", b"{}")[0] == 405
-    status, answer = endpoint.ask("GET", "/nowhere")
-    assert (status, list(json.loads(answer))) == (404, ["error"])
+        until(lambda served=served: _is_closed(served.session))  # type: ignore[misc]
+    endpoint.stop()
 
 
 def _is_closed(session: Session) -> bool:
@@ -497,13 +357,3 @@ def _is_closed(session: Session) -> bool:
     except InferenceFailed:
         return True
     return False
-
-
-def _until(holds: Callable[[], bool]) -> None:
-    """Wait for `holds`, until the deadline."""
-    never = threading.Event()
-    for _ in range(int(WAIT_S / 0.005)):
-        if holds():
-            return
-        never.wait(0.005)
-    raise AssertionError("it did not come true in time")

@@ -1,62 +1,64 @@
-"""What each path answers: health, metadata, inference, feedback, status and metrics, as Open Inference Protocol (V2).
+"""What each path answers over HTTP: the Open Inference Protocol (V2) with Triton's extensions, and ours under `/v1`.
 
-    GET  /v2  /v2/health/live  /v2/health/ready
-    GET  /v2/models/{m}[/versions/{v}]  and  .../ready
-    POST /v2/models/{m}[/versions/{v}]/infer
-    POST /v1/models/{m}/feedback        {"id": request id, "label": "7" | 7 | [...] for a batch}
+    POST /v2/models/{m}[/versions/{v}]/infer                      GET .../{m}[/versions/{v}][/ready|/config|/stats]
+    GET  /v2  /v2/health/live|ready  /v2/models/stats             POST /v2/repository/index|models/{m}/load|unload
+    /v2/systemsharedmemory...                                     POST /v1/models/{m}/predict|feedback|trial
     GET  /v1/status  /metrics
 
-Bodies are `v2`'s, execution is `rooms`', bytes are `http`'s. Errors are `{"error": ...}` with Triton's codes: 400 the
-caller is wrong, 404 unknown, 429 the queue is full, 500 the engine failed, 503 not ready or too late.
+Bodies are `v2`'s, execution is `service`'s, bytes are `http`'s. Errors are `{"error": ...}` with Triton's codes: 400
+the caller is wrong, 401 and 403 who it is, 404 unknown, 429 too much, 500 the engine failed, 503 not ready or too late.
 """
 
-import asyncio
-import itertools
-import secrets
-import time
+import re
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from dataclasses import dataclass
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Literal, Protocol
 
 import msgspec
-import structlog
 
-from muster_agent.engines.port import Achieved, Array, EngineError, InputRefused
-from muster_agent.serving import prometheus, v2
-from muster_agent.serving.feedback import FeedbackInvalid, FeedbackRing, FeedbackUnmatched
+from muster_agent.core.split import Mode
+from muster_agent.serving import extensions, prometheus, v2
+from muster_agent.serving.admission import Admission, bearer
+from muster_agent.serving.answers import problem
+from muster_agent.serving.extensions import ModelStatus
 from muster_agent.serving.http import Request, Response, refusal
-from muster_agent.serving.rooms import QueueFull
-from muster_agent.serving.stats import Snapshot
-from muster_agent.serving.table import ModelUnknown, Place, ServingTable
-from muster_shared.bundle import TensorSpec
+from muster_agent.serving.inference import Asked, InferRoute, PredictRoute
+from muster_agent.serving.service import Forbidden, NoTrial, Service
+from muster_agent.serving.shared_memory import Regions
+from muster_agent.serving.spill import Spill
+from muster_agent.serving.trial import TrialSnapshot
 from muster_shared.errors import MusterError
 from muster_shared.ids import ModelName
-
-log = structlog.get_logger(__name__)
-
-DIGEST_CHARACTERS = 12
-ANSWER_TIMEOUT_S = 30.0
-OCTETS = b"application/octet-stream"
-HEADER_LENGTH = b"inference-header-content-length"
-_PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "openvino": "openvino"}
 
 _encode = msgspec.json.Encoder().encode
 
 
-class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One model in `/v1/status`."""
+class Repository(Protocol):
+    """Loading and unloading on request. Models come from signed releases only; nothing else can be loaded."""
 
-    version: str
-    release: int
-    manifest_sha256: str
-    slot: str
-    engine: Achieved
-    warm_ms_p95: float
-    queued: int
-    counters: Snapshot
-    latency_ms_p50: float | None
-    latency_ms_p95: float | None
+    def index(self) -> list[dict[str, str]]:
+        """Return name, version, state and reason of every release on this device."""
+        ...
+
+    def load(self, model: str, done: Callable[[MusterError | None], None]) -> None: ...
+
+    def unload(self, model: str, done: Callable[[MusterError | None], None]) -> None: ...
+
+
+class Trials(Protocol):
+    """The release that is not serving, tried beside the one that is. `done` is called on the loop, once."""
+
+    def begin(self, model: str, mode: Mode, share: float, done: Callable[[MusterError | None], None]) -> None: ...
+
+    def end(self, model: str, done: Callable[[MusterError | None], None]) -> None: ...
+
+
+class _Wish(msgspec.Struct, forbid_unknown_fields=True):
+    mode: Literal["shadow", "canary"]
+    share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+
+
+_wish = msgspec.json.Decoder(_Wish)
 
 
 class _Feedback(msgspec.Struct, forbid_unknown_fields=True):
@@ -65,18 +67,7 @@ class _Feedback(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _feedback = msgspec.json.Decoder(_Feedback)
-
-
-@dataclass(frozen=True, eq=False)
-class _Answer:
-    """What one inference came to."""
-
-    response: Response
-    request_id: str
-    rows: int
-    first: Array
-    """The first output of the manifest."""
-    engine_s: float
+Route = Callable[[Request], Response | bytes | None]
 
 
 class App:
@@ -84,85 +75,177 @@ class App:
 
     def __init__(
         self,
-        table: ServingTable,
+        service: Service,
         *,
         agent_version: str,
+        admission: Admission,
+        regions: Regions,
         ready: Callable[[], bool] | None = None,
-        timeout_s: float = ANSWER_TIMEOUT_S,
+        repository: Repository | None = None,
+        trials: Trials | None = None,
+        spill: Spill | None = None,
+        is_local: bool = True,
     ) -> None:
         """
         Args:
             ready: Whether every model that this device should serve is served; None: whether any is.
-            timeout_s: An inference that has not ended by then is answered 503, and counts as failed.
+            repository: None: nothing can be loaded or unloaded by callers.
+            trials: None: there is no second release to try.
+            spill: Takes what exceeds the queues; None: nothing does.
+            is_local: Whether only this host may ask; else requests may name the agent as they like.
         """
+        table = service.table
+        self._service = service
         self._table = table
         self._agent_version = agent_version
+        self._admission = admission
+        self._regions = regions
         self._ready = ready or (lambda: bool(table.places()))
-        self._timeout_s = timeout_s
-        self._feedback = FeedbackRing()
-        # Ids must not repeat across restarts, or late feedback would find the wrong answer.
-        self._id_prefix = secrets.token_hex(6)
-        self._id_numbers = itertools.count(1)
+        self._repository = repository
+        self._trials = trials
+        self._spill = spill
+        self._is_local = is_local
+        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="predict")
+        self._predicting: set[object] = set()
 
-    def __call__(self, request: Request) -> "Response | asyncio.Future[Response]":
+    def __call__(self, request: Request) -> Response | bytes | None:
         try:
-            return self._route(request)
+            route = request.head.memo
+            if route is None:
+                route = request.head.memo = self._route(request)
+            return route(request)  # type: ignore[operator, no-any-return]  # Only routes are put there.
         except MusterError as error:
-            return _problem(error)
+            return problem(error)
 
-    def _route(self, request: Request) -> "Response | asyncio.Future[Response]":
-        match request.path.strip("/").split("/"):
-            case ["v2", "models", model, "infer"]:
-                return _only(b"POST", request) or self._infer(request, model, None)
-            case ["v2", "models", model, "versions", version, "infer"]:
-                return _only(b"POST", request) or self._infer(request, model, version)
-            case ["v1", "models", model, "feedback"]:
-                return _only(b"POST", request) or self._label(request, model)
-            case ["v2"]:
-                return _only(b"GET", request) or self._server()
-            case ["v2", "health", "live"]:
-                return _only(b"GET", request) or _json({"live": True})
-            case ["v2", "health", "ready"]:
-                ready = self._ready()
-                return _only(b"GET", request) or _json({"ready": ready}, 200 if ready else 503)
-            case ["v2", "models", model]:
-                return _only(b"GET", request) or self._model(model, None)
-            case ["v2", "models", model, "versions", version]:
-                return _only(b"GET", request) or self._model(model, version)
-            case ["v2", "models", model, "ready"]:
-                return _only(b"GET", request) or self._model_ready(model, None)
-            case ["v2", "models", model, "versions", version, "ready"]:
-                return _only(b"GET", request) or self._model_ready(model, version)
-            case ["v1", "status"]:
-                return _only(b"GET", request) or _json({"agent": self._agent_version, "models": self.status()})
-            case ["metrics"]:
-                page = prometheus.render(self._table.places()).encode()
-                return _only(b"GET", request) or Response(200, [page], prometheus.CONTENT_TYPE)
-            case _:
-                return refusal(404, f"there is nothing at {request.path[:200]}")
+    @property
+    def service(self) -> Service:
+        return self._service
 
     def status(self) -> Mapping[ModelName, ModelStatus]:
         """Return what serves now, and what it has done, by model."""
-        return {model: _status(place) for model, place in sorted(self._table.places().items())}
+        return {model: extensions.status(place) for model, place in sorted(self._table.places().items())}
 
-    def _server(self) -> Response:
-        return _json({"name": "muster-agent", "version": self._agent_version, "extensions": v2.EXTENSIONS})
+    # -- routes: what a head asks, found once for all requests that begin with it -------------------------------------
 
-    def _model(self, model: str, version: str | None) -> Response:
-        served = self._table.served(model, version)
-        return _json(
-            {
-                "name": served.manifest.model,
-                "versions": [served.manifest.version],
-                "platform": _PLATFORMS[served.session.achieved.engine],
-                "inputs": [_tensor(spec) for spec in served.manifest.inputs],
-                "outputs": [_tensor(spec) for spec in served.manifest.outputs],
-            }
-        )
+    def _route(self, request: Request) -> Route:
+        if b"origin" in request.headers:  # Else any web page could ask this device's models, or feed them labels.
+            raise Forbidden("requests of web pages are refused; ask through a program on this device")
+        if self._is_local and request.peer != "unix" and not _names_this_host(request.headers.get(b"host", b"")):
+            # A name that somebody made point here is how a web page would read what has no Origin.
+            raise Forbidden("this agent answers to localhost and to addresses, not to other names")
+        method, path = request.method, request.path
+        if method != b"GET":  # Whoever may not ask a model may not unload, judge or try one either.
+            self._admission.caller(bearer(request.headers.get(b"authorization")), request.peer)
+        match path.strip("/").split("/"):
+            case ["v2", "models", model, "infer"]:
+                return _only(b"POST", request, self._infer_route(request, model, None))
+            case ["v2", "models", model, "versions", version, "infer"]:
+                return _only(b"POST", request, self._infer_route(request, model, version))
+            case ["v1", "models", model, "predict"]:
+                return _only(b"POST", request, self._predict_route(request, model, None))
+            case ["v1", "models", model, "versions", version, "predict"]:
+                return _only(b"POST", request, self._predict_route(request, model, version))
+            case ["v1", "models", model, "trial"]:
+                return self._trial_route(path, model, method)
+            case ["v1", "models", model, "feedback"]:
+                return _only(b"POST", request, lambda request: self._label(request, model))
+            case ["v2"]:
+                return _only(b"GET", request, lambda _: _json(extensions.server(self._agent_version)))
+            case ["v2", "health", "live"]:
+                return _only(b"GET", request, lambda _: _json({"live": True}))
+            case ["v2", "health", "ready"]:
+                return _only(b"GET", request, lambda _: self._is_ready())
+            case ["v2", "models", "stats"]:
+                return _only(b"GET", request, lambda _: _json(extensions.statistics(self._table.places().values())))
+            case ["v2", "models", model, *rest]:
+                return _only(b"GET", request, self._model_route(path, model, rest))
+            case ["v2", "repository", *rest]:
+                return _only(b"POST", request, self._repository_route(path, rest))
+            case ["v2", "systemsharedmemory" | "cudasharedmemory" as kind, *rest]:
+                return extensions.shared_memory_route(self._regions, kind, rest, method) or _nothing(path)
+            case ["v1", "status"]:
+                return _only(b"GET", request, lambda _: _json({"agent": self._agent_version, "models": self.status()}))
+            case ["metrics"]:
+                return _only(b"GET", request, lambda _: self._metrics())
+            case _:
+                return _nothing(path)
 
-    def _model_ready(self, model: str, version: str | None) -> Response:
-        served = self._table.served(model, version)  # A release is in the table only when it is warm.
-        return _json({"name": served.manifest.model, "ready": True})
+    def _infer_route(self, request: Request, model: str, version: str | None) -> Route:
+        asked = Asked(request, self._admission, model, version)
+        return InferRoute(self._service, self._regions, asked, request, self._spill)
+
+    def _predict_route(self, request: Request, model: str, version: str | None) -> Route:
+        asked = Asked(request, self._admission, model, version)
+        return PredictRoute(self._service, asked, request, self._pool, self._predicting)
+
+    def _trial_route(self, path: str, model: str, method: bytes) -> Route:
+        """Read, begin or end the trial of a candidate beside the release that serves."""
+        if method == b"GET":
+            return lambda _: _json(self._trial(model))
+        trials = self._trials
+        if trials is None:
+            raise v2.RequestInvalid("this agent has no second release to try")
+        match method:
+            case b"DELETE":
+                return lambda request: trials.end(model, lambda error: _done(request, error))
+            case b"POST":
+
+                def begin(request: Request) -> None:
+                    try:
+                        wish = _wish.decode(request.body)
+                    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                        raise v2.RequestInvalid(f"the trial does not parse: {error}") from error
+                    trials.begin(model, Mode(wish.mode), wish.share, lambda error: _done(request, error))
+
+                return begin
+        return lambda _: refusal(405, f"{path[:200]} takes GET, POST and DELETE", (b"Allow", b"GET, POST, DELETE"))
+
+    def _trial(self, model: str) -> TrialSnapshot:
+        beside = self._table.trials.get(model)
+        if beside is None:
+            raise NoTrial(model)
+        return beside.trial.snapshot()
+
+    def _model_route(self, path: str, model: str, rest: list[str]) -> Route:
+        version: str | None = None
+        if rest[:1] == ["versions"] and len(rest) > 1:
+            version, rest = rest[1], rest[2:]
+        match rest:
+            case []:
+                return lambda _: _json(extensions.metadata(self._table.place(model, version)))
+            case ["ready"]:
+                # A release is in the table only when it is warm.
+                return lambda _: _json({"name": self._table.served(model, version).manifest.model, "ready": True})
+            case ["config"]:
+                return lambda _: _json(extensions.config(self._table.served(model, version)))
+            case ["stats"]:
+                return lambda _: _json(extensions.statistics([self._table.place(model, version)]))
+            case _:
+                return _nothing(path)
+
+    def _repository_route(self, path: str, rest: list[str]) -> Route:
+        repository = self._repository
+        match rest:
+            case ["index"]:
+                return lambda _: _json(extensions.index(self._table) if repository is None else repository.index())
+            case ["models", model, "load" | "unload" as act]:
+                if repository is None:
+                    raise v2.RequestInvalid("this agent loads and unloads nothing on request")
+                change = repository.load if act == "load" else repository.unload
+
+                return lambda request: change(model, lambda error: _done(request, error))
+            case _:
+                return _nothing(path)
+
+    # -- answers ------------------------------------------------------------------------------------------------------
+
+    def _is_ready(self) -> Response:
+        ready = self._ready()
+        return _json({"ready": ready}, 200 if ready else 503)
+
+    def _metrics(self) -> Response:
+        page = prometheus.render(self._table.places(), self._table.trials, self._spill)
+        return Response(200, [page.encode()], prometheus.CONTENT_TYPE)
 
     def _label(self, request: Request, model: str) -> Response:
         try:
@@ -170,161 +253,29 @@ class App:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise v2.RequestInvalid(f"the feedback does not parse: {error}") from error
         labels = feedback.label if isinstance(feedback.label, list) else [feedback.label]
-        right = self._feedback.label(model, feedback.id, labels)
+        right = self._service.label(model, feedback.id, labels)
         return _json({"id": feedback.id, "right": right[0] if feedback.label is not labels else right})
 
-    def _infer(self, request: Request, model: str, version: str | None) -> "Response | asyncio.Future[Response]":
-        start = time.perf_counter()
-        header_bytes = _header_bytes(request)
-        place = self._table.enter(model, version)
-        work = partial(self._work, place, request.body, header_bytes)
-        if place.room.inline(len(request.body)):
-            try:
-                return self._counted(place, start, work())
-            except MusterError as error:
-                return self._uncounted(place, error)
-            except Exception:  # A bug of ours; the server logs it and answers 500.
-                place.served.stats.failed()
-                raise
-            finally:
-                self._table.leave(place)
-        try:
-            running = place.room.submit(work)
-        except QueueFull as error:
-            self._table.leave(place)
-            place.served.stats.rejected()
-            return refusal(429, str(error), (b"Retry-After", b"%d" % error.retry_after_s))
-        return self._wait(place, start, running)
 
-    def _wait(self, place: Place, start: float, running: "Future[_Answer]") -> "asyncio.Future[Response]":
-        """Return the future response of queued work. The place is left when the work has really ended, not before."""
-        loop = asyncio.get_running_loop()
-        response: asyncio.Future[Response] = loop.create_future()
-
-        def ended(_: object) -> None:
-            place.room.done()
-            self._table.leave(place)
-            timer.cancel()
-            if running.cancelled() or response.done():
-                if response.cancelled():
-                    place.served.stats.cancelled()
-                return
-            error = running.exception()
-            if error is None:
-                response.set_result(self._counted(place, start, running.result()))
-            elif isinstance(error, MusterError):
-                response.set_result(self._uncounted(place, error))
-            else:
-                place.served.stats.failed()
-                response.set_exception(error)
-
-        def late() -> None:
-            if not response.done():
-                place.served.stats.failed()
-                response.set_result(refusal(503, f"no answer within {self._timeout_s:g} s; the device is overloaded"))
-                running.cancel()
-
-        timer = loop.call_later(self._timeout_s, late)
-        # A caller that goes away cancels the response: work that has not begun is spared.
-        response.add_done_callback(lambda done: running.cancel() if done.cancelled() else None)
-        running.add_done_callback(lambda done: loop.call_soon_threadsafe(ended, done))
-        return response
-
-    def _work(self, place: Place, body: bytes, header_bytes: int | None) -> _Answer:
-        """Decode, run and encode one request: on the loop or in the worker thread."""
-        served = place.served
-        manifest = served.manifest
-        request = v2.decode(body, header_bytes, manifest.inputs, manifest.outputs)
-        start = time.perf_counter()
-        results = served.session.run(request.inputs)
-        engine_s = time.perf_counter() - start
-        request_id = request.id or f"{self._id_prefix}-{next(self._id_numbers)}"
-        parts, header_length = v2.encode(
-            request.outputs,
-            results,
-            place.datatypes,
-            model=manifest.model,
-            version=manifest.version,
-            request_id=request_id,
-            parameters={
-                "version": manifest.version,
-                "digest": served.manifest_sha256[:DIGEST_CHARACTERS],
-                "engine": served.session.achieved.engine,
-                "request_id": request_id,
-            },
-        )
-        if header_length is None:
-            response = Response(200, parts)
-        else:
-            response = Response(200, parts, OCTETS, ((b"Inference-Header-Content-Length", b"%d" % header_length),))
-        return _Answer(response, request_id, request.rows, results[manifest.outputs[0].name], engine_s)
-
-    def _counted(self, place: Place, start: float, answer: _Answer) -> Response:
-        served = place.served
-        served.stats.answered(rows=answer.rows, engine_s=answer.engine_s, duration_s=time.perf_counter() - start)
-        manifest = served.manifest
-        self._feedback.remember(manifest.model, answer.request_id, answer.first, manifest.labels, served.stats)
-        return answer.response
-
-    def _uncounted(self, place: Place, error: MusterError) -> Response:
-        match error:
-            case v2.RequestInvalid() | InputRefused():
-                place.served.stats.refused()
-            case _:
-                place.served.stats.failed()
-                log.warning("inference_failed", model=place.served.manifest.model, reason=str(error)[:500])
-        return _problem(error)
+def _done(request: Request, error: MusterError | None) -> None:
+    request.answer(Response(200, [b"{}"]) if error is None else problem(error))
 
 
-def _problem(error: MusterError) -> Response:
-    """The one table from errors to status codes."""
-    match error:
-        case ModelUnknown() | FeedbackUnmatched():
-            return refusal(404, str(error))
-        case v2.RequestInvalid() | InputRefused() | FeedbackInvalid():
-            return refusal(400, str(error))
-        case EngineError():
-            return refusal(500, str(error))
-        case _:
-            return refusal(500, "internal error; see the agent's log")
+def _names_this_host(host: bytes) -> bool:
+    """Whether a Host header is empty, an address or localhost: nothing that a name server could be made to say."""
+    name = host.rpartition(b":")[0] if re.search(rb":\d+$", host) else host
+    return re.fullmatch(rb"(localhost|[\d.]+|\[[\da-fA-F:.]+\])?", name.lower()) is not None
 
 
-def _only(method: bytes, request: Request) -> Response | None:
-    """Return the refusal of another method, None when it is this one."""
+def _nothing(path: str) -> Route:
+    return lambda _: refusal(404, f"there is nothing at {path[:200]}")
+
+
+def _only(method: bytes, request: Request, route: Route) -> Route:
+    """Return `route`, or the refusal of another method."""
     if request.method == method:
-        return None
-    return refusal(405, f"{request.path[:200]} takes {method.decode()} only", (b"Allow", method))
-
-
-def _header_bytes(request: Request) -> int | None:
-    if request.headers.get(b"content-encoding", b"identity") != b"identity":
-        raise v2.RequestInvalid("compressed bodies are not offered: the loopback is faster than any compressor")
-    text = request.headers.get(HEADER_LENGTH)
-    if text is None:
-        return None
-    if not text.isdigit() or len(text) > 19:
-        raise v2.RequestInvalid(f"Inference-Header-Content-Length {text[:32]!r} is not a length")
-    return int(text)
-
-
-def _status(place: Place) -> ModelStatus:
-    served, counters = place.served, place.served.stats.snapshot()
-    return ModelStatus(
-        version=served.manifest.version,
-        release=served.manifest.release,
-        manifest_sha256=served.manifest_sha256,
-        slot=served.slot,
-        engine=served.session.achieved,
-        warm_ms_p95=served.latency_ms,
-        queued=place.room.queued,
-        counters=counters,
-        latency_ms_p50=counters.p50_ms,
-        latency_ms_p95=counters.p95_ms,
-    )
-
-
-def _tensor(spec: TensorSpec) -> dict[str, object]:
-    return {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
+        return route
+    return lambda request: refusal(405, f"{request.path[:200]} takes {method.decode()} only", (b"Allow", method))
 
 
 def _json(body: object, status: int = 200) -> Response:

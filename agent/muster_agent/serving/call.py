@@ -20,6 +20,9 @@ Raw = bytes | memoryview | Array
 Shape = tuple[int, ...]
 
 
+COPIED_BYTES_MAX = 64 * 1024  # Copying so much costs less than making a view of it.
+
+
 class Priority(IntEnum):
     """Who goes first: a class waits while any call of a class before it does."""
 
@@ -57,21 +60,23 @@ class Call:
         "arrived_ns",
         "batch",
         "cancelled",
+        "count",
         "deadline_ns",
         "error",
         "number",
+        "origin",
         "priority",
         "request_id",
         "rows",
         "sequence",
+        "settled",
         "shapes",
         "start",
         "tensors",
+        "traceparent",
     )
 
-    def __init__(
-        self, tensors: tuple[Raw, ...], shapes: tuple[Shape, ...], rows: int, *, request_id: str = ""
-    ) -> None:
+    def __init__(self, tensors: tuple[Raw, ...], shapes: tuple[Shape, ...], rows: int, *, request_id: str = "") -> None:
         """
         Args:
             tensors: Of each input that the caller gives, in the manifest's order.
@@ -82,13 +87,17 @@ class Call:
         self.tensors = tensors
         self.shapes = shapes
         self.rows = rows
+        self.count = 1  # Requests that it stands for: a front may make one call of several.
         self.request_id = request_id
+        self.origin = 0  # Of calls with the same one there is only one at a time; 0: nothing is known.
         self.number = 0  # Of the service's own counting; later calls have larger ones.
-        self.priority = Priority.NOW
+        self.priority: int = Priority.NOW
         self.sequence: tuple[int | str, bool, bool] | None = None  # (id, starts, ends), for stateful models.
+        self.traceparent = ""  # Of the caller's trace.
         self.arrived_ns = 0
         self.deadline_ns = 0
         self.cancelled = False
+        self.settled = False
         self.batch: Batch | None = None
         self.start = 0
         self.error: MusterError | None = None
@@ -114,6 +123,8 @@ class Call:
         assert batch is not None, "the call has no answer"
         array = batch.arrays[index]
         if not batch.rows_axis or self.rows == len(array):
+            if array.nbytes <= COPIED_BYTES_MAX:
+                return array.tobytes()
             return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         row_bytes = array.nbytes // len(array)
         return batch.raw(index)[self.start * row_bytes : (self.start + self.rows) * row_bytes]

@@ -3,83 +3,183 @@
 Counts are for this device's own operator; what leaves the device goes through the anonymous metrics instead.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
-from muster_agent.serving.stats import GRID, Snapshot
-from muster_agent.serving.table import Place
+from muster_agent.core.breaker import Closed, HalfOpen
+from muster_agent.core.latency import STAGES, StageSnapshot
+from muster_agent.core.split import Mode
+from muster_agent.serving.spill import Spill
+from muster_agent.serving.stats import Snapshot
+from muster_agent.serving.table import Beside, Place
 from muster_shared.ids import ModelName
 
 CONTENT_TYPE = b"text/plain; version=0.0.4"
-# Upper bounds of the histogram: powers of two from 16 us to 33 s fall on the sketch's grid.
-_DOUBLINGS = range(4, 26)
+
+Sample = tuple[str, float]
+"""Labels and value."""
 
 
-def render(places: Mapping[ModelName, Place]) -> str:
-    """Return the page for what serves now."""
+class _Page:
+    """Families one after another, each with its help and type."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def family(self, name: str, kind: str, text: str, samples: Iterable[Sample]) -> None:
+        self._head(name, kind, text)
+        self.lines += [f"{name}{{{labels}}} {value:.12g}" for labels, value in samples]
+
+    def histogram(self, name: str, text: str, samples: Iterable[tuple[str, StageSnapshot]]) -> None:
+        """Seconds, in buckets whose edges are doublings of a microsecond."""
+        self._head(name, "histogram", text)
+        for labels, at in samples:
+            self.lines += [f'{name}_bucket{{{labels},le="{edge:g}"}} {count}' for edge, count in at.cumulative()]
+            self.lines.append(f'{name}_bucket{{{labels},le="+Inf"}} {at.count}')
+            self.lines.append(f"{name}_sum{{{labels}}} {at.sum_ns / 1e9:.9g}")
+            self.lines.append(f"{name}_count{{{labels}}} {at.count}")
+
+    def _head(self, name: str, kind: str, text: str) -> None:
+        self.lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
+
+
+def render(places: Mapping[ModelName, Place], trials: Mapping[str, Beside], spill: Spill | None = None) -> str:
+    """Return the page for what serves now. On the serving loop."""
+    page = _Page()
+    # A canary's requests are the model's; a shadow's are nobody's.
+    canaries = [at.place for _, at in sorted(trials.items()) if at.trial.split.mode is Mode.CANARY]
     rows = [
-        (f'model="{model}",version="{place.served.manifest.version}"', place, place.served.stats.snapshot())
-        for model, place in sorted(places.items())
+        (f'model="{place.model}",version="{place.version}"', place, place.served.stats.snapshot())
+        for place in (*(place for _, place in sorted(places.items())), *canaries)
     ]
-    lines: list[str] = []
+    _triton(page, rows)
+    _ours(page, rows)
+    _trials(page, trials)
+    if spill is not None:
+        counts = spill.counts()
+        labels = f'upstream="{spill.upstream}"'
+        page.family("muster_spilled_total", "counter", "Requests answered upstream", [(labels, counts.spilled)])
+        page.family("muster_spill_failed_total", "counter", "Requests not taken upstream", [(labels, counts.failed)])
+    return "\n".join(page.lines) + "\n"
 
-    def family(name: str, kind: str, text: str, samples: Iterator[str]) -> None:
-        lines.extend((f"# HELP {name} {text}", f"# TYPE {name} {kind}", *samples))
 
-    def plain(name: str, kind: str, text: str, read: Mapping[str, int]) -> None:
-        family(name, kind, text, (f"{name}{{{labels}}} {count}" for labels, count in read.items()))
-
-    plain(
+def _triton(page: _Page, rows: list[tuple[str, Place, Snapshot]]) -> None:
+    """Families that Triton has, by its names: dashboards made for it work."""
+    page.family(
         "nv_inference_request_success",
         "counter",
         "Requests answered",
-        {labels: at.requests - at.errors for labels, _, at in rows},
+        [(row, at.requests - at.errors) for row, _, at in rows],
     )
-    family(
+    page.family(
         "nv_inference_request_failure",
         "counter",
         "Requests not answered, by reason",
-        (
-            f'nv_inference_request_failure{{{labels},reason="{reason}"}} {count}'
-            for labels, _, at in rows
+        [
+            (f'{row},reason="{reason}"', count)
+            for row, _, at in rows
             for reason, count in (
                 ("BACKEND", at.errors),
                 ("OTHER", at.refused),
                 ("REJECTED", at.rejected),
                 ("CANCELED", at.cancelled),
             )
-        ),
+        ],
     )
-    plain("nv_inference_count", "counter", "Inferences; a batch of n is n", {labels: at.rows for labels, _, at in rows})
-    plain(
+    page.family(
+        "nv_inference_count", "counter", "Inferences; a batch of n is n", [(row, at.rows) for row, _, at in rows]
+    )
+    page.family("nv_inference_exec_count", "counter", "Calls of the engine", [(row, at.batches) for row, _, at in rows])
+    page.family(
         "nv_inference_request_duration_us",
         "counter",
         "Sum of the time from whole request to answer",
-        {labels: at.duration_us for labels, _, at in rows},
+        [(row, at.duration_us) for row, _, at in rows],
     )
-    plain(
+    stages = [(row, place.served.stats.stages()) for row, place, _ in rows]
+    for stage, name, text in (
+        ("queue", "queue", "waiting"),
+        ("input", "compute_input", "making batches"),
+        ("compute", "compute_infer", "the engine"),
+        ("output", "compute_output", "answering"),
+    ):
+        page.family(
+            f"nv_inference_{name}_duration_us",
+            "counter",
+            f"Sum of the time of {text}, over requests",
+            [(row, at[stage].sum_ns // 1000) for row, at in stages],
+        )
+    page.family(
         "nv_inference_pending_request_count",
         "gauge",
-        "Requests waiting or running in the queue",
-        {labels: place.room.queued for labels, place, _ in rows},
+        "Rows waiting in the queue",
+        [(row, place.room.queued) for row, place, _ in rows],
     )
-    plain("muster_feedback_labelled", "counter", "Answers judged", {labels: at.labelled for labels, _, at in rows})
-    plain("muster_feedback_right", "counter", "Answers judged right", {labels: at.right for labels, _, at in rows})
-    family(
-        "muster_inference_seconds",
-        "histogram",
-        "Time of the engine for one request",
-        (line for labels, _, at in rows for line in _histogram(labels, at)),
+    cached = [(row, place, at) for row, place, at in rows if place.cache is not None]
+    page.family(
+        "nv_cache_num_hits_per_model",
+        "counter",
+        "Requests answered from memory",
+        [(row, at.hits) for row, _, at in cached],
     )
-    return "\n".join(lines) + "\n"
+    page.family(
+        "nv_cache_num_misses_per_model",
+        "counter",
+        "Requests of models with a memory that the engine answered",
+        [(row, at.requests - at.errors - at.hits) for row, _, at in cached],
+    )
 
 
-def _histogram(labels: str, at: Snapshot) -> Iterator[str]:
-    name = "muster_inference_seconds"
-    for doubling in _DOUBLINGS:
-        within = sum(count for index, count in at.latency if index < GRID * doubling)
-        yield f'{name}_bucket{{{labels},le="{2**doubling / 1e6:g}"}} {within}'
-    total = sum(count for _, count in at.latency)
-    seconds = sum(count * 2 ** ((index + 0.5) / GRID) for index, count in at.latency) / 1e6
-    yield f'{name}_bucket{{{labels},le="+Inf"}} {total}'
-    yield f"{name}_sum{{{labels}}} {seconds:.9g}"
-    yield f"{name}_count{{{labels}}} {total}"
+def _ours(page: _Page, rows: list[tuple[str, Place, Snapshot]]) -> None:
+    page.family("muster_feedback_labelled", "counter", "Answers judged", [(row, at.labelled) for row, _, at in rows])
+    page.family("muster_feedback_right", "counter", "Answers judged right", [(row, at.right) for row, _, at in rows])
+    page.family(
+        "muster_instances",
+        "gauge",
+        "Threads that run the engine; 0 on the loop",
+        [(r, p.room.instances) for r, p, _ in rows],
+    )
+    page.family(
+        "muster_breaker_state",
+        "gauge",
+        "0 closed, 1 half open, 2 open",
+        [(row, _breaker(place)) for row, place, _ in rows],
+    )
+    page.histogram(
+        "muster_stage_seconds",
+        "Time of each stage of a request: queue, input, compute, output",
+        [
+            (f'{row},stage="{stage}"', at[stage])
+            for row, place, _ in rows
+            for at in [place.served.stats.stages()]
+            for stage in STAGES
+        ],
+    )
+
+
+def _breaker(place: Place) -> int:
+    state = place.breaker.state
+    return 0 if isinstance(state, Closed) else 1 if isinstance(state, HalfOpen) else 2
+
+
+def _trials(page: _Page, trials: Mapping[str, Beside]) -> None:
+    rows = [
+        (f'model="{model}",candidate="{at.candidate}",mode="{at.mode.value}"', at)
+        for model, beside in sorted(trials.items())
+        for at in [beside.trial.snapshot()]
+    ]
+    for name, text, samples in (
+        ("muster_trial_compared_total", "Rows compared", [(row, at.compared) for row, at in rows]),
+        ("muster_trial_disagreed_total", "Rows that disagreed", [(row, at.disagreed) for row, at in rows]),
+        ("muster_trial_errors_total", "Requests that the candidate failed on", [(row, at.errors) for row, at in rows]),
+        ("muster_trial_skipped_total", "Shadows without capacity", [(row, at.skipped) for row, at in rows]),
+    ):
+        page.family(name, "counter", text, samples)
+    page.histogram(
+        "muster_trial_engine_seconds",
+        "Time of the engine for one request, of the release that serves and of the candidate",
+        [
+            (f'{row},release="{release}"', latency)
+            for row, at in rows
+            for release, latency in (("serving", at.primary), ("candidate", at.candidate_latency))
+        ],
+    )

@@ -4,8 +4,14 @@ Pure counting: it reads no clock and judges nothing. One thread writes (the serv
 """
 
 import math
+from collections.abc import Sequence
 
 import msgspec
+
+from muster_agent.core.latency import StageHistograms, StageSnapshot
+from muster_agent.engines.port import InputRefused
+from muster_agent.serving.call import Call
+from muster_agent.serving.execution import Times
 
 GRID = 16  # Buckets for each doubling: 2.2 % relative error. Fixed, so sketches of a fleet can be summed.
 BUCKET_MAX = 511  # floor(16 log2 of 68 minutes in us); everything slower is in it.
@@ -42,6 +48,12 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     right: int = 0
     duration_us: int = 0
     """Sum over answered requests, from whole request to answer, waiting included."""
+    batches: int = 0
+    """Calls of the engine that gave at least one answer."""
+    hits: int = 0
+    """Requests answered from memory."""
+    engine_us: int = 0
+    """Sum over those calls of the engine."""
     latency: tuple[tuple[int, int], ...] = ()
     """(bucket, count) of the engine's time for one request, in ascending order: waiting depends on the load, not on the
     release, so it is left out."""
@@ -78,6 +90,9 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
             labelled=max(0, self.labelled - earlier.labelled),
             right=max(0, self.right - earlier.right),
             duration_us=max(0, self.duration_us - earlier.duration_us),
+            batches=max(0, self.batches - earlier.batches),
+            hits=max(0, self.hits - earlier.hits),
+            engine_us=max(0, self.engine_us - earlier.engine_us),
             latency=tuple((index, count) for index, count in latency if count > 0),
         )
 
@@ -95,14 +110,74 @@ class WindowStats:
         self._labelled = 0
         self._right = 0
         self._duration_us = 0
+        self._batches = 0
+        self._hits = 0
+        self._engine_us = 0
         self._latency: dict[int, int] = {}
+        self._stages = StageHistograms()
+        self.last_ns = 0
+        """When the last answer was written, on the monotonic clock; 0: never."""
 
-    def answered(self, *, rows: int, engine_s: float, duration_s: float) -> None:
+    def ran(self, calls: Sequence[Call], times: Times, now_ns: int) -> None:
+        """Count the calls of one batch that ended at `now_ns`; none of them was counted before."""
+        answered = 0
+        waited_ns = 0
+        engine_ns = times.computed_ns - times.computing_ns
+        for call in calls:
+            if call.error is None:
+                answered += call.count
+                self._rows += call.rows
+                waited_ns += (now_ns - call.arrived_ns) * call.count
+            elif isinstance(call.error, InputRefused):
+                self._refused += call.count
+            else:
+                self.failed()
+        if not answered:
+            return
+        self._requests += answered
+        self._duration_us += waited_ns // 1000
+        first = calls[0].batch
+        if len(calls) == 1 or (first is not None and first is calls[-1].batch):
+            self._computed(engine_ns, answered)
+        else:  # They were run one by one because of one of them: how long all took says nothing of a single run.
+            for call in calls:
+                if call.error is None and call.batch is not None:
+                    self._computed(call.batch.engine_ns, call.count)
+
+    def _computed(self, engine_ns: int, answered: int) -> None:
+        self._batches += 1
+        self._engine_us += engine_ns // 1000
+        index = bucket(engine_ns / 1e3)
+        self._latency[index] = self._latency.get(index, 0) + answered
+
+    def staged(self, calls: Sequence[Call], times: Times, now_ns: int) -> None:
+        """Record how long the stages of one batch took, whose answers were written by `now_ns`."""
+        began_ns, computing_ns, computed_ns = times
+        self.last_ns = now_ns
+        if len(calls) == 1:
+            self._stages.record(
+                began_ns - calls[0].arrived_ns,
+                computing_ns - began_ns,
+                computed_ns - computing_ns,
+                now_ns - computed_ns,
+            )
+        else:
+            self._stages.record_batch(
+                [began_ns - call.arrived_ns for call in calls],
+                computing_ns - began_ns,
+                computed_ns - computing_ns,
+                now_ns - computed_ns,
+            )
+
+    def stages(self) -> dict[str, StageSnapshot]:
+        """Return the histogram of each stage: queue, input, compute, output. On the serving loop."""
+        return self._stages.snapshot()
+
+    def remembered(self, rows: int) -> None:
+        """Count a request that was answered from memory."""
         self._requests += 1
         self._rows += rows
-        self._duration_us += int(duration_s * 1e6)
-        index = bucket(engine_s * 1e6)
-        self._latency[index] = self._latency.get(index, 0) + 1
+        self._hits += 1
 
     def failed(self) -> None:
         self._requests += 1
@@ -132,5 +207,8 @@ class WindowStats:
             labelled=self._labelled,
             right=self._right,
             duration_us=self._duration_us,
+            batches=self._batches,
+            hits=self._hits,
+            engine_us=self._engine_us,
             latency=tuple(sorted(self._latency.copy().items())),
         )

@@ -1,26 +1,42 @@
 """The hot-swappable set of served releases: one for each model, changed at once; the old one ends its requests first.
 
-    enter(model) ──> Place ──> ... run ... ──> leave(place)
+    enter(model) ──> Place ──> ... run ... ──> place.leave()
     switch(model, new):  later `enter`s get the new place; the old one is retired ──> last `leave` ──> closed
 
 A request keeps the place that it entered, so no request fails on a switch, and none mixes two releases. A candidate
 that is being self-tested is just a session outside the table. It does not load, test or choose releases.
 """
 
+import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
+import msgspec
 import structlog
 
-from muster_agent.engines.port import Session
+from muster_agent.core.answer_cache import AnswerCache
+from muster_agent.core.breaker import Breaker
+from muster_agent.core.plan import ServingPlan
+from muster_agent.core.sequences import Sequences
+from muster_agent.core.split import Mode, Split
+from muster_agent.engines.port import Array, Session
+from muster_agent.engines.tensors import DTYPES
 from muster_agent.io.glibc import release_memory
-from muster_agent.serving.rooms import QUEUE_MAX, Room
+from muster_agent.io.host import usable_cpus
+from muster_agent.serving.call import Call, Raw, Shape
+from muster_agent.serving.config import PRIORITIES, ModelConfig, ServingConfig
+from muster_agent.serving.execution import Execution
+from muster_agent.serving.predict import PredictorOf
+from muster_agent.serving.rooms import Pressure, Room
 from muster_agent.serving.stats import WindowStats
-from muster_shared.bundle import DataType, Manifest
+from muster_agent.serving.trial import Trial
+from muster_agent.serving.v2 import Ask, Provenance
+from muster_shared.bundle import Manifest
 from muster_shared.errors import MusterError
 from muster_shared.ids import ModelName, Sha256
 
@@ -45,7 +61,12 @@ class Served:
     manifest_sha256: Sha256
     session: Session
     latency_ms: float
-    """As `engines.warmup.warm_up` measured it; decides where its requests run."""
+    """As `engines.warmup.warm_up` measured it."""
+    plan: ServingPlan
+    """How its requests run."""
+    variant: str = ""
+    predictor: PredictorOf | None = None
+    """What makes tensors of files, and sense of answers; None when the release has no pipeline."""
     slot: Literal["active", "standby"] = "active"
     stats: WindowStats = field(default_factory=WindowStats)
 
@@ -53,14 +74,89 @@ class Served:
 class Place:
     """A served release within the table: its room, and how many requests are in it."""
 
-    def __init__(self, served: Served, queue_max: int) -> None:
+    def __init__(
+        self,
+        served: Served,
+        config: ServingConfig,
+        pressure: Pressure,
+        ran: "Callable[[Place, Sequence[Call]], None]",
+        emptied: "Callable[[Place], None]",
+    ) -> None:
+        """
+        Args:
+            ran: Is told, on the loop, of the calls of each batch once they have settled.
+            emptied: Is told, from whatever thread, when the last request has left a retired place.
+        """
+        manifest = served.manifest
+        declared = manifest.serving
+        chosen = config.model(manifest.model)
         self.served = served
-        self.room = Room(served.latency_ms, queue_max)
-        self.datatypes: Mapping[str, DataType] = {spec.name: spec.datatype for spec in served.manifest.outputs}
+        self.model = manifest.model
+        self.version = manifest.version
+        carried = {state.input for state in declared.state}
+        self.inputs = tuple(spec for spec in manifest.inputs if spec.name not in carried)
+        """What callers give: the state of a stateful model is the device's own."""
+        self.outputs = manifest.outputs
+        execution = Execution(served.session, manifest.inputs, manifest.outputs)
+        self.batches = execution.rows_axis
+        """Whether axis 0 of every tensor is the batch."""
+        self.priority = PRIORITIES[chosen.priority or "now"]
+        """Of calls that name none."""
+        self.breaker = Breaker(manifest.model, config.breaker)
+        self.cache: AnswerCache[tuple[Array, ...]] | None = None
+        self.misses: dict[int, bytes] = {}
+        """Digests of the inputs of calls under way whose answers the cache wants, by the calls' numbers."""
+        self.sequences: Sequences[Call, tuple[bytes, ...]] | None = None
+        if declared.state:
+            self.sequences = Sequences(config.sequences_max, config.sequence_idle_s)
+        elif declared.cache and config.cache_bytes:
+            self.cache = AnswerCache(config.cache_bytes)
+        self.plain = self.cache is None and self.sequences is None
+        self.room = Room(
+            execution,
+            _bounded(served.plan, chosen),
+            served.stats,
+            queue_max=config.queue_max,
+            usual_ns=int(config.timeout_s * 1e9),
+            pressure=pressure,
+            ran=partial(ran, self),
+            left=self.leave,
+        )
+        self.understood: dict[bytes, Ask] = {}
+        """What a front has understood of requests to this release, by the bytes that said it. The front bounds it."""
+        self.provenance: Provenance | None = None
+        """What its answers say of their origin, made by the first."""
+        self.closed = threading.Event()
+        self._emptied = emptied
         self._guests = 0
         self._retired = False
         self._lock = threading.Lock()
-        self.closed = threading.Event()
+
+    def with_state(
+        self, tensors: tuple[Raw, ...], shapes: tuple[Shape, ...], state: tuple[bytes, ...] | None
+    ) -> tuple[tuple[Raw, ...], tuple[Shape, ...]]:
+        """Return what the engine takes: what the caller gave, and the state (None: zeros) in its places."""
+        manifest = self.served.manifest
+        carried = {each.input: index for index, each in enumerate(manifest.serving.state)}
+        given = iter(zip(tensors, shapes, strict=True))
+        full_tensors: list[Raw] = []
+        full_shapes: list[Shape] = []
+        for spec in manifest.inputs:
+            if spec.name not in carried:
+                tensor, shape = next(given)
+            else:
+                shape = tuple(1 if size == -1 else size for size in spec.shape)
+                size = math.prod(shape) * DTYPES[spec.datatype].itemsize
+                tensor = bytes(size) if state is None else state[carried[spec.name]]
+                shape = shape[1:] if spec.shape and spec.shape[0] == -1 else shape
+            full_tensors.append(tensor)
+            full_shapes.append(shape)
+        return tuple(full_tensors), tuple(full_shapes)
+
+    def state_of(self, call: Call) -> tuple[bytes, ...]:
+        """Return the state that an answered call leaves to the next of its sequence."""
+        names = [spec.name for spec in self.outputs]
+        return tuple(call.output(names.index(each.output)).tobytes() for each in self.served.manifest.serving.state)
 
     def enter(self) -> bool:
         """Count one request in. False when the place is retired: the table has a newer one, or none."""
@@ -70,42 +166,64 @@ class Place:
             self._guests += 1
             return True
 
-    def leave(self) -> bool:
-        """Count one request out. True when it was the last of a retired place."""
+    def leave(self, guests: int = 1) -> None:
+        """Count requests out."""
         with self._lock:
-            self._guests -= 1
-            return self._retired and self._guests == 0
+            self._guests -= guests
+            empty = self._retired and self._guests == 0
+        if empty:
+            self._emptied(self)
 
-    def retire(self) -> bool:
-        """Let nobody in any more. True when the place is empty already."""
+    def retire(self) -> None:
+        """Let nobody in any more."""
         with self._lock:
             self._retired = True
-            return self._guests == 0
+            empty = self._guests == 0
+        if empty:
+            self._emptied(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """A candidate beside the release that serves."""
+
+    place: Place
+    trial: Trial
 
 
 class ServingTable:
     """What serves. Every method may be called from any thread; only `close` waits for inferences."""
 
-    def __init__(self, queue_max: int = QUEUE_MAX) -> None:
-        """
-        Args:
-            queue_max: Requests waiting or running at most, for each model.
-        """
-        self._queue_max = queue_max
-        self._places: dict[ModelName, Place] = {}
+    def __init__(self, config: ServingConfig | None = None) -> None:
+        self._config = config or ServingConfig()
+        self.trials: Mapping[str, Beside] = {}
+        """Candidates by model; replaced as a whole."""
+        self._pressure = Pressure()
+        self._observer: Callable[[Place, Sequence[Call]], None] = lambda place, calls: None
+        self.serving: Mapping[ModelName, Place] = {}
+        """What serves now, by model; replaced as a whole."""
         self._lock = threading.Lock()
         # Unloading takes milliseconds that the loop should not lose.
         self._closer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="unload")
         self._retired: list[Place] = []
 
+    def open_later(self, is_open: bool) -> None:
+        """Let work for later run, or not: it is off-peak, or no longer."""
+        self._pressure.later_open = is_open
+
+    def observe(self, observer: Callable[[Place, Sequence[Call]], None]) -> None:
+        """Tell `observer`, on the serving loop, of the calls of each batch once they have settled."""
+        self._observer = observer
+
     def switch(self, model: ModelName, served: Served) -> None:
         """Serve `served` from now on. The release before it ends its requests, and its session is closed."""
         if served.manifest.model != model:
             raise AssertionError(f"a release of {served.manifest.model} cannot serve as {model}")
-        place = Place(served, self._queue_max)
+        place = Place(served, self._config, self._pressure, self._ran, self._unload)
         with self._lock:
-            old = self._places.get(model)
-            self._places = {**self._places, model: place}
+            old = self.serving.get(model)
+            self.serving = {**self.serving, model: place}
+        self.end_trial(model)
         log.info(
             "serving_switched", model=model, version=served.manifest.version, engine=served.session.achieved.engine
         )
@@ -114,11 +232,41 @@ class ServingTable:
     def remove(self, model: ModelName) -> None:
         """Serve no release of `model` any more; nothing happens when none does."""
         with self._lock:
-            old = self._places.get(model)
-            self._places = {name: place for name, place in self._places.items() if name != model}
+            old = self.serving.get(model)
+            self.serving = {name: place for name, place in self.serving.items() if name != model}
+        self.end_trial(model)
         if old is not None:
             log.info("serving_stopped", model=model, version=old.served.manifest.version)
         self._retire(old)
+
+    def begin_trial(self, served: Served, mode: Mode, share: float, draw: Callable[[], float]) -> None:
+        """Put `served` beside the release that serves its model, which goes on serving. A trial before it ends.
+
+        Args:
+            share: Of the requests, 0..1.
+            draw: Returns a uniform number in [0, 1).
+        Raises:
+            ModelUnknown: no release of the model serves.
+            TrialUnfit: the candidate cannot be compared.
+        """
+        model = served.manifest.model
+        primary = self._find(model, None)
+        split = Split(mode, served.manifest_sha256, share)
+        trial = Trial(split, primary.served.manifest, served.manifest, draw)
+        place = Place(served, self._config, self._pressure, self._ran, self._unload)
+        self.end_trial(model)
+        with self._lock:
+            self.trials = {**self.trials, model: Beside(place, trial)}
+        log.info("trial_began", model=model, version=served.manifest.version, mode=mode.value, share=share)
+
+    def end_trial(self, model: str) -> None:
+        """Let the candidate of `model` end its requests, and close it; nothing happens when there is none."""
+        with self._lock:
+            beside = self.trials.get(model)
+            self.trials = {name: other for name, other in self.trials.items() if name != model}
+        if beside is not None:
+            log.info("trial_ended", model=model, version=beside.trial.version)
+            self._retire(beside.place)
 
     def enter(self, model: str, version: str | None = None) -> Place:
         """Return the place that serves `model` for one request, which must `leave` it once.
@@ -131,9 +279,9 @@ class ServingTable:
             if place.enter():  # Else it was retired since we looked: look again.
                 return place
 
-    def leave(self, place: Place) -> None:
-        if place.leave():
-            self._closer.submit(self._close, place)
+    def place(self, model: str, version: str | None = None) -> Place:
+        """Return the place that serves `model`, to look at. Raises ModelUnknown, as `enter`."""
+        return self._find(model, version)
 
     def served(self, model: str, version: str | None = None) -> Served:
         """Return the release that serves `model`, to read from it, not to run it.
@@ -145,7 +293,7 @@ class ServingTable:
 
     def places(self) -> Mapping[ModelName, Place]:
         """Return what serves now, by model."""
-        return self._places
+        return self.serving
 
     def close(self, timeout_s: float) -> bool:
         """Retire everything and wait for the sessions to close. False when some request outlasted `timeout_s`.
@@ -154,7 +302,7 @@ class ServingTable:
         A thread that hangs within an engine cannot be ended: on False, leave the process with `os._exit`.
         """
         deadline = time.monotonic() + timeout_s
-        for model in self._places:
+        for model in self.serving:
             self.remove(model)
         with self._lock:
             retired = list(self._retired)
@@ -164,8 +312,11 @@ class ServingTable:
         return in_time
 
     def _find(self, model: str, version: str | None) -> Place:
-        place = self._places.get(ModelName(model))
-        if place is None or version not in (None, place.served.manifest.version):
+        place = self.serving.get(ModelName(model))
+        if place is not None and version not in (None, place.version):
+            beside = self.trials.get(model)
+            place = place if beside is None else beside.place
+        if place is None or version not in (None, place.version):
             raise ModelUnknown(model, version)
         return place
 
@@ -174,8 +325,13 @@ class ServingTable:
             return
         with self._lock:
             self._retired.append(place)
-        if place.retire():
-            self._closer.submit(self._close, place)
+        place.retire()
+
+    def _ran(self, place: Place, calls: Sequence[Call]) -> None:
+        self._observer(place, calls)
+
+    def _unload(self, place: Place) -> None:
+        self._closer.submit(self._close, place)
 
     def _close(self, place: Place) -> None:
         place.room.close()
@@ -184,3 +340,16 @@ class ServingTable:
             self._retired.remove(place)
         place.closed.set()
         release_memory()
+
+
+def _bounded(plan: ServingPlan, chosen: ModelConfig) -> ServingPlan:
+    """Return the plan within what this device's operator wants of the model."""
+    instances = min(plan.instances_max, chosen.instances_max or plan.instances_max)
+    if chosen.cpu_share:
+        instances = max(1, min(instances, int(chosen.cpu_share * usable_cpus() / plan.threads)))
+    return msgspec.structs.replace(
+        plan,
+        batch_max=min(plan.batch_max, chosen.batch_max or plan.batch_max),
+        instances_max=instances,
+        instances_min=min(plan.instances_min, instances),
+    )
