@@ -4,6 +4,7 @@
 #   make test ARGS='-k rollout'
 #   make check                format, lint, types, import contracts
 #   make bench                measured figures of the README
+#   make bench-serving        our serving against its peers and the bare engine; needs wrk, takes half an hour
 
 SHELL := /bin/sh
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -13,7 +14,7 @@ PARTS := shared agent controller simulator
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench lock clean
+.PHONY: help install demo test check bench bench-serving lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -38,6 +39,9 @@ check: install
 
 bench: install
 	@for bench in tests/bench/bench_*.py; do $(BIN)/python $$bench $(ARGS) || exit 1; done
+
+bench-serving: install
+	@PYTHONPATH=tests $(BIN)/python -m bench.serving $(ARGS)
 
 # The lock names no host: hashes alone say what is installed.
 lock:
