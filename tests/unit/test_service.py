@@ -4,6 +4,7 @@ The engine is a session in memory. The clock of the service is the real one, whi
 """
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Mapping
 
@@ -27,7 +28,7 @@ from muster_agent.core.plan import ServingPlan
 from muster_agent.core.rate import meter
 from muster_agent.core.sequences import SequenceUnknown
 from muster_agent.core.split import Mode
-from muster_agent.engines.port import InferenceFailed
+from muster_agent.engines.port import Array, InferenceFailed
 from muster_agent.serving import rooms, service
 from muster_agent.serving.admission import Caller, RateExceeded
 from muster_agent.serving.call import Priority
@@ -433,3 +434,28 @@ def test_who_is_overtaken_by_a_switch_enters_what_serves_now() -> None:
         assert setup.place.served.stats.snapshot().requests == 1
 
     play(scenario, served(Engine()))
+
+
+class Placed(Engine):
+    """Says on which thread it ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: list[str] = []
+
+    def run_arrays(self, arrays: tuple[Array, ...]) -> list[Array]:
+        self.threads.append(threading.current_thread().name)
+        return super().run_arrays(arrays)
+
+
+@pytest.mark.parametrize(("row_ms", "where"), [(1.0, "inference"), (0.01, "MainThread")], ids=["long", "short"])
+def test_long_work_for_later_leaves_the_loop_to_others(row_ms: float, where: str) -> None:
+    engine = Placed()
+
+    async def scenario(setup: Setup) -> None:
+        await setup.submit(priority=Priority.LATER).outcome
+        await setup.submit(priority=Priority.NOW).outcome
+
+    play(scenario, served(engine, plan=ServingPlan(inline=True, batch_max=4, curve=((1, row_ms),))))
+
+    assert engine.threads == [where, "MainThread"]

@@ -74,7 +74,7 @@ def status(place: Place) -> ModelStatus:
         inline=served.plan.inline,
         instances=place.room.instances,
         batch_max=served.plan.batch_max,
-        queued=place.room.queued,
+        queued=place.queued,
         counters=counters,
         latency_ms_p50=counters.p50_ms,
         latency_ms_p95=counters.p95_ms,

@@ -112,7 +112,7 @@ def _triton(page: _Page, rows: list[tuple[str, Place, Snapshot]]) -> None:
         "nv_inference_pending_request_count",
         "gauge",
         "Rows waiting in the queue",
-        [(row, place.room.queued) for row, place, _ in rows],
+        [(row, place.queued) for row, place, _ in rows],
     )
     cached = [(row, place, at) for row, place, at in rows if place.cache is not None]
     page.family(

@@ -201,7 +201,8 @@ class Service:
                 raise place.breaker.refusal(now)
             allowed = True
             if place.plain:
-                place.room.push(call)
+                room = place.room if call.priority != Priority.LATER else place.room_for_later(call.rows)
+                room.push(call)
             elif place.sequences is not None:
                 self._in_sequence(place, call, now)
             elif not self._from_memory(place, call):
@@ -316,10 +317,11 @@ class Service:
             calls = [call for call in calls if not isinstance(call, Shadow)]
             if not calls:
                 return  # Nobody waits for a shadow.
-        batch = calls[0].batch
-        together = (calls,) if batch is not None and batch is calls[-1].batch else [(call,) for call in calls]
-        for answered in together:  # A batch with a bad input was run one by one.
-            self._feedback.remember(place.model, answered, place.served.manifest.labels, place.served.stats)
+        if calls[0].priority != Priority.LATER:  # Nobody labels batch work by the ids of its requests.
+            batch = calls[0].batch
+            together = (calls,) if batch is not None and batch is calls[-1].batch else [(call,) for call in calls]
+            for answered in together:  # A batch with a bad input was run one by one.
+                self._feedback.remember(place.model, answered, place.served.manifest.labels, place.served.stats)
         if self._tracing is not None:
             for call in calls:
                 self._tracing.record(place, call, self.id_of(call), now)
@@ -374,5 +376,5 @@ class Service:
             rows=call.rows,
             total_ms=round((now_ns - call.arrived_ns) / 1e6, 1),
             engine_ms=round((call.batch.engine_ns if call.batch is not None else 0) / 1e6, 1),
-            waiting_rows=place.room.queued,
+            waiting_rows=place.queued,
         )

@@ -21,7 +21,7 @@ import structlog
 
 from muster_agent.core.answer_cache import AnswerCache
 from muster_agent.core.breaker import Breaker
-from muster_agent.core.plan import ServingPlan
+from muster_agent.core.plan import ServingPlan, call_ms
 from muster_agent.core.sequences import Sequences
 from muster_agent.core.split import Mode, Split
 from muster_agent.engines.port import Array, Session
@@ -41,6 +41,8 @@ from muster_shared.errors import MusterError
 from muster_shared.ids import ModelName, Sha256
 
 log = structlog.get_logger(__name__)
+
+LONG_MS = 0.25  # A call for later that is longer gets a thread: the hand-off is 0.09.
 
 
 class ModelUnknown(MusterError):
@@ -112,16 +114,20 @@ class Place:
         elif declared.cache and config.cache_bytes:
             self.cache = AnswerCache(config.cache_bytes)
         self.plain = self.cache is None and self.sequences is None
-        self.room = Room(
+        plan = _bounded(served.plan, chosen)
+        make = partial(
+            Room,
             execution,
-            _bounded(served.plan, chosen),
-            served.stats,
+            stats=served.stats,
             queue_max=config.queue_max,
             usual_ns=int(config.timeout_s * 1e9),
             pressure=pressure,
             ran=partial(ran, self),
             left=self.leave,
         )
+        self.room = make(plan)
+        # Long work for later would hold up the loop, and the engine would wait for the loop between two calls of it.
+        self.bulk = make(msgspec.structs.replace(plan, inline=False, instances_min=0)) if plan.inline else self.room
         self.understood: dict[bytes, Ask] = {}
         """What a front has understood of requests to this release, by the bytes that said it. The front bounds it."""
         self.provenance: Provenance | None = None
@@ -131,6 +137,16 @@ class Place:
         self._guests = 0
         self._retired = False
         self._lock = threading.Lock()
+
+    @property
+    def queued(self) -> int:
+        """Rows waiting."""
+        return self.room.queued + (self.bulk.queued if self.bulk is not self.room else 0)
+
+    def room_for_later(self, rows: int) -> Room:
+        """Return where a call of `rows` rows runs that is for later."""
+        curve = self.served.plan.curve
+        return self.bulk if curve and call_ms(curve, rows) >= LONG_MS else self.room
 
     def with_state(
         self, tensors: tuple[Raw, ...], shapes: tuple[Shape, ...], state: tuple[bytes, ...] | None
@@ -335,6 +351,7 @@ class ServingTable:
 
     def _close(self, place: Place) -> None:
         place.room.close()
+        place.bulk.close()
         place.served.session.close()
         with self._lock:
             self._retired.remove(place)

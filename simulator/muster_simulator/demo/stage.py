@@ -213,10 +213,10 @@ def _free_ports(after: int, count: int) -> list[int]:
     return free
 
 
-def _toml(table: Mapping[str, Any]) -> str:
-    """Return `table` as TOML, one level of tables deep; a JSON string, number or array is one of TOML too."""
+def _toml(table: Mapping[str, Any], within: str = "") -> str:
+    """Return `table` as TOML, the tables in it under their dotted names; a JSON string, number or array is TOML too."""
     lines = [f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, dict | None)]
     for name, inner in table.items():
         if isinstance(inner, dict) and inner:
-            lines += ["", f"[{name}]", _toml(inner).rstrip()]
+            lines += ["", f"[{within}{name}]", _toml(inner, f"{within}{name}.").rstrip()]
     return "\n".join(lines) + "\n"
