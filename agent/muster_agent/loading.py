@@ -197,10 +197,23 @@ class ReleaseLoader:
         if self._tunings is not None:
             found = Remembered(hardware=self._class(), variant=tuned.variant.name, plan=tuned.plan, tuning=tuned.tuning)
             self._tunings.remember(release.bundle_sha256, found)
+        session = tuned.session
+        if not tuned.plan.inline:
+            # The runtime keeps a block of memory for each batch size that was ever tried; few of them are used.
+            session.close()
+            session = self._open(
+                release,
+                manifest,
+                folder,
+                tuned.variant,
+                threads=tuned.plan.threads,
+                instances=tuned.plan.instances_max,
+            )
+            warm_up(session, manifest, folder / manifest.golden.file, runs=WARM_RUNS, seconds_max=WARM_S_MAX)
         served = Served(
             manifest=manifest,
             manifest_sha256=release.bundle_sha256,
-            session=tuned.session,
+            session=session,
             latency_ms=tuned.tuning.latency_ms_p95,
             plan=tuned.plan,
             variant=tuned.variant.name,

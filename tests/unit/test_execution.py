@@ -271,3 +271,14 @@ def test_the_engine_s_time_is_that_of_the_engine_alone() -> None:
     assert asked[0].batch is asked[1].batch
     assert asked[0].batch is not None
     assert asked[0].batch.engine_ns == times.computed_ns - times.computing_ns
+
+
+def test_a_call_with_more_rows_than_a_run_may_have_is_run_in_parts_and_answered_as_one() -> None:
+    engine = Engine(half)
+    rows = np.arange(15, dtype=np.float32).reshape(5, 3)
+    asked = call(rows)
+
+    Execution(engine, (X,), (Y,), rows_max=2).run((asked,))
+
+    assert [len(arrays[0]) for arrays in engine.calls] == [2, 2, 1]
+    assert np.array_equal(asked.output(0), rows / 2)

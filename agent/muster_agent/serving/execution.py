@@ -32,8 +32,15 @@ class Times(NamedTuple):
 class Execution:
     """The engine's side of one served release."""
 
-    def __init__(self, session: Session, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    def __init__(
+        self, session: Session, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, rows_max: int = 0
+    ) -> None:
+        """
+        Args:
+            rows_max: Of one run of the engine; a call with more is run in parts. 0: any number.
+        """
         self._session = session
+        self._rows_max = rows_max
         self._inputs = tuple(inputs)
         self._dtypes = tuple(DTYPES[spec.datatype] for spec in inputs)
         self._batched = tuple(bool(spec.shape) and spec.shape[0] == -1 for spec in inputs)
@@ -47,7 +54,10 @@ class Execution:
             rows = calls[0].rows if len(calls) == 1 else sum([call.rows for call in calls])
             arrays = self._join(calls, rows)
             computing = time.perf_counter_ns()
-            results = self._session.run_arrays(arrays)
+            if 0 < self._rows_max < rows and self.rows_axis:
+                results = self._run_in_parts(arrays, rows)
+            else:
+                results = self._session.run_arrays(arrays)
             computed = time.perf_counter_ns()
             batch = Batch(results, computed - computing, rows_axis=self.rows_axis)
             if self.rows_axis:
@@ -67,6 +77,14 @@ class Execution:
             call.start = at
             at += call.rows
         return Times(began, computing, computed)
+
+    def _run_in_parts(self, arrays: tuple[Array, ...], rows: int) -> list[Array]:
+        """Return what the engine answers to a few rows at a time: more gain nothing, and their memory stays taken."""
+        parts = [
+            self._session.run_arrays(tuple(array[at : at + self._rows_max] for array in arrays))
+            for at in range(0, rows, self._rows_max)
+        ]
+        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
     def _join(self, calls: Sequence[Call], rows: int) -> tuple[Array, ...]:
         """Return each input of all calls as one array, its values checked."""

@@ -99,7 +99,10 @@ class Place:
         self.inputs = tuple(spec for spec in manifest.inputs if spec.name not in carried)
         """What callers give: the state of a stateful model is the device's own."""
         self.outputs = manifest.outputs
-        execution = Execution(served.session, manifest.inputs, manifest.outputs)
+        plan = _bounded(served.plan, chosen)
+        execution = Execution(
+            served.session, manifest.inputs, manifest.outputs, rows_max=0 if plan.inline else plan.batch_max
+        )
         self.batches = execution.rows_axis
         """Whether axis 0 of every tensor is the batch."""
         self.priority = PRIORITIES[chosen.priority or "now"]
@@ -114,7 +117,6 @@ class Place:
         elif declared.cache and config.cache_bytes:
             self.cache = AnswerCache(config.cache_bytes)
         self.plain = self.cache is None and self.sequences is None
-        plan = _bounded(served.plan, chosen)
         make = partial(
             Room,
             execution,
