@@ -47,8 +47,9 @@ def test_a_remembered_answer_says_whose_it_is_and_has_an_id_of_its_own() -> None
 
 def test_rows_are_part_of_the_question() -> None:
     engine = Scripted()
+    plan = ServingPlan(inline=False, batch_max=2)
 
-    with serving(scripted(engine, serving=CACHED)) as endpoint, program(endpoint) as asking:
+    with serving(scripted(engine, plan=plan, serving=CACHED)) as endpoint, program(endpoint) as asking:
         one, two = asking.infer(ROW), asking.infer(ROW, ROW)
 
     assert len(one.data) == 3

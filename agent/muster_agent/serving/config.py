@@ -30,7 +30,7 @@ from muster_shared.errors import WireError
 
 CLIENTS_MAX = 256
 ROWS_MAX = 1_000_000
-THREADS_MAX = 256
+INSTANCES_MAX = 256
 TIMEOUT_S_MAX = 3600.0
 
 PriorityName = Literal["now", "soon", "later"]
@@ -92,7 +92,6 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     priority: PriorityName | None = None
     """The class of requests that name none."""
     instances_max: int = 0
-    threads: int = 0
     batch_max: int = 0
     cpu_share: float = 0.0
     """Of all processors, above 0 to 1, at most."""
@@ -258,8 +257,7 @@ def _models_problem(models: dict[str, ModelConfig]) -> str | None:
         except WireError as error:
             return f"serving.models: {error}"
         found = (
-            _range(f"models.{name}.instances_max", model.instances_max, 0, THREADS_MAX)
-            or _range(f"models.{name}.threads", model.threads, 0, THREADS_MAX)
+            _range(f"models.{name}.instances_max", model.instances_max, 0, INSTANCES_MAX)
             or _range(f"models.{name}.batch_max", model.batch_max, 0, ROWS_MAX)
             or _range(f"models.{name}.cpu_share", model.cpu_share, 0.0, 1.0)
         )
