@@ -240,11 +240,10 @@ class ReleaseLoader:
         if prove:
             try:
                 problem = ""
+                loaded = load_pipeline(manifest, folder)
+                predictor = PredictorOf(lambda: loaded)  # What was proven is what serves.
                 if pipeline.golden_raw:
-                    loaded = load_pipeline(manifest, folder)
                     problem = prove_raw(loaded, prepared.served.session.run, folder / pipeline.golden_raw)
-                else:
-                    predictor.get()
             except PipelineMissing as error:  # Tensors can be served without.
                 log.warning("pipeline_missing", model=release.model, version=release.version, reason=str(error))
             except (PipelineUnloadable, PipelineError) as error:

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from muster_agent.core.latency import BUCKET_MAX, bucket, middle_ms
 from muster_agent.engines.port import InferenceFailed, InputRefused
 from muster_agent.serving.call import Batch, Call
 from muster_agent.serving.execution import Times
-from muster_agent.serving.stats import BUCKET_MAX, Snapshot, WindowStats, bucket, middle_ms
+from muster_agent.serving.stats import Snapshot, WindowStats
 from muster_shared.errors import MusterError
 
 LATENCIES_S = st.floats(min_value=1e-7, max_value=1e4, allow_nan=False)

@@ -38,11 +38,11 @@ from muster_agent.serving.call import Priority
 from muster_agent.serving.frame_calls import FrameCall, call_for, status
 from muster_agent.serving.frame_handles import Attachment, Handles, HandleUnknown, SchemaMoved
 from muster_agent.serving.frame_regions import MappedRegions
+from muster_agent.serving.listening import Listening
 from muster_agent.serving.service import Caller, Service
 from muster_agent.serving.table import Place
 from muster_shared.errors import MusterError
 
-SOCKET_MODE = 0o660
 CONNECTIONS_MAX = 256
 IN_FLIGHT_MAX = 1024
 READ_S = 30.0
@@ -400,7 +400,7 @@ class FrameConnection(asyncio.Protocol):
         return "unknown"
 
 
-class FrameServer:
+class FrameServer(Listening[FrameConnection]):
     """Keeps the connections; hands of `http` come in through `FrameConnection(server)`."""
 
     def __init__(self, service: Service, admission: Admission, loop: asyncio.AbstractEventLoop | None = None) -> None:
@@ -408,42 +408,12 @@ class FrameServer:
         Args:
             loop: The serving loop; None: the one that runs.
         """
+        super().__init__(loop or asyncio.get_running_loop(), CONNECTIONS_MAX)
         self.service = service
         self.admission = admission
-        self.loop = loop or asyncio.get_running_loop()
         # The ids of the service end on a number of nine digits, which answers carry.
         self.request_prefix = f"{service.id_prefix}-"
-        self._listeners: list[asyncio.Server] = []
-        self._connections: set[FrameConnection] = set()
-        self._empty = asyncio.Event()
-        self._empty.set()
 
     async def listen_unix(self, path: Path) -> None:
         """Listen at `path` for frames alone; a stale socket there is replaced."""
-        listener = await self.loop.create_unix_server(lambda: FrameConnection(self), str(path))
-        self._listeners.append(listener)
-        path.chmod(SOCKET_MODE)  # noqa: ASYNC240 - one system call, before anybody is served.
-
-    async def stop(self, timeout_s: float) -> None:
-        """Take no more clients, answer what is here, then close; cut what remains after `timeout_s`."""
-        for listener in self._listeners:
-            listener.close()
-        for connection in list(self._connections):
-            connection.stop()
-        try:
-            await asyncio.wait_for(self._empty.wait(), timeout_s)
-        except TimeoutError:
-            log.warning("frames_clients_cut", connections=len(self._connections))
-            for connection in list(self._connections):
-                connection.cut()
-
-    def joined(self, connection: FrameConnection) -> bool:
-        """Count a client in. False when there are too many."""
-        self._connections.add(connection)
-        self._empty.clear()
-        return len(self._connections) <= CONNECTIONS_MAX
-
-    def left(self, connection: FrameConnection) -> None:
-        self._connections.discard(connection)
-        if not self._connections:
-            self._empty.set()
+        await self._listen_unix(path, lambda: FrameConnection(self))

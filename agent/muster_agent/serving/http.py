@@ -20,6 +20,8 @@ import httptools
 import msgspec
 import structlog
 
+from muster_agent.serving.listening import Listening
+
 log = structlog.get_logger(__name__)
 
 FRAMES = b"MUSTER/1"
@@ -28,7 +30,6 @@ PIECE_BYTES = 4096  # Pieces of a body below this are gathered: a list of single
 GATHERED_BYTES = 64 * 1024
 LINGER_S = 1.0  # How long a refused caller may take to notice.
 INTERNAL_ERROR = "internal error; see the agent's log"
-SOCKET_MODE = 0o660  # The group of the socket file is who may ask for inferences.
 _encode = msgspec.json.Encoder().encode
 # Two of one of these can be read in two ways, by us and by whoever passed them on.
 _ONCE = frozenset(
@@ -203,10 +204,10 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but the class.
-        self._server.joined(self)
+        has_room = self._server.joined(self)
         self._since = self._loop.time()
         self._arm(self._limits.read_s)
-        if self._server.crowded():
+        if not has_room:
             self._stop(refusal(503, f"{self._limits.connections} connections are open; close some", close=True))
             self._advance()
 
@@ -510,22 +511,18 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
 
-class HttpServer:
+class HttpServer(Listening[Connection]):
     """Listens, and keeps its connections. Made by `serve`."""
 
     def __init__(
         self, handler: Handler, limits: Limits, loop: asyncio.AbstractEventLoop, adopt: Adopt | None = None
     ) -> None:
+        super().__init__(loop, limits.connections)
         self.limits = limits
         self.adopt = adopt
-        self.loop = loop
         self.port: int | None = None
         """Of the TCP listener."""
         self._handler = handler
-        self._listeners: list[asyncio.Server] = []
-        self._connections: set[Connection] = set()
-        self._empty = asyncio.Event()
-        self._empty.set()
 
     def handle(self, request: Request) -> Response | bytes | None:
         try:
@@ -540,34 +537,7 @@ class HttpServer:
         self.port = listener.sockets[0].getsockname()[1]
 
     async def listen_unix(self, path: Path) -> None:
-        listener = await self.loop.create_unix_server(lambda: Connection(self), str(path))
-        self._listeners.append(listener)
-        path.chmod(SOCKET_MODE)  # noqa: ASYNC240 - one system call, before anybody is served.
-
-    async def stop(self, timeout_s: float) -> None:
-        """Take no more callers, answer the requests that are here, then close; cut what remains after `timeout_s`."""
-        for listener in self._listeners:
-            listener.close()
-        for connection in list(self._connections):
-            connection.stop()
-        try:
-            await asyncio.wait_for(self._empty.wait(), timeout_s)
-        except TimeoutError:
-            log.warning("callers_cut", connections=len(self._connections))
-            for connection in list(self._connections):
-                connection.cut()
-
-    def crowded(self) -> bool:
-        return len(self._connections) > self.limits.connections
-
-    def joined(self, connection: Connection) -> None:
-        self._connections.add(connection)
-        self._empty.clear()
-
-    def left(self, connection: Connection) -> None:
-        self._connections.discard(connection)
-        if not self._connections:
-            self._empty.set()
+        await self._listen_unix(path, lambda: Connection(self))
 
 
 async def serve(

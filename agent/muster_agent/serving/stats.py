@@ -3,30 +3,14 @@
 Pure counting: it reads no clock and judges nothing. One thread writes (the serving loop); any may take a snapshot.
 """
 
-import math
 from collections.abc import Sequence
 
 import msgspec
 
-from muster_agent.core.latency import StageHistograms, StageSnapshot
+from muster_agent.core.latency import StageHistograms, StageSnapshot, bucket, quantile_ms
 from muster_agent.engines.port import InputRefused
 from muster_agent.serving.call import Call
 from muster_agent.serving.execution import Times
-
-GRID = 16  # Buckets for each doubling: 2.2 % relative error. Fixed, so sketches of a fleet can be summed.
-BUCKET_MAX = 511  # floor(16 log2 of 68 minutes in us); everything slower is in it.
-
-
-def bucket(latency_us: float) -> int:
-    """Return the bucket of a latency: floor(16 log2 us), 0..BUCKET_MAX; below 1 us is bucket 0."""
-    if latency_us <= 1.0:
-        return 0
-    return min(BUCKET_MAX, math.floor(GRID * math.log2(latency_us)))
-
-
-def middle_ms(index: int) -> float:
-    """Return the geometric middle of a bucket in ms."""
-    return float(2 ** ((index + 0.5) / GRID)) / 1e3
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,13 +52,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     def quantile_ms(self, share: float) -> float | None:
         """Return the latency in ms that `share` (0..1) of the requests stay within; None when there were none."""
-        total = sum(count for _, count in self.latency)
-        seen = 0
-        for index, count in self.latency:
-            seen += count
-            if seen >= share * total:
-                return middle_ms(index)
-        return None
+        return quantile_ms(self.latency, share)
 
     def since(self, earlier: "Snapshot") -> "Snapshot":
         """Return what happened after `earlier`, a reading of the same release; never below zero."""

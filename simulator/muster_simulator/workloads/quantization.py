@@ -1,6 +1,7 @@
 """Static int8 quantization of an ONNX model, as `onnxruntime.quantization` does it, quiet and repeatable."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -10,8 +11,12 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from muster_simulator.workloads.labelled import Array
 
 
-def to_int8(raw: bytes, input_name: str, calibration: Array) -> bytes:
-    """Return the model as QDQ int8, per channel, with activation ranges taken from `calibration` (axis 0 the batch)."""
+def to_int8(raw: bytes, input_name: str, calibration: Array, op_types: Sequence[str] = ("Conv", "Gemm")) -> bytes:
+    """Return the model as QDQ int8, per channel, with activation ranges taken from `calibration` (axis 0 the batch).
+
+    Args:
+        op_types: The ONNX operators that compute in int8; all others stay as they are.
+    """
     with tempfile.TemporaryDirectory() as folder:
         prepared, quantized = Path(folder, "prepared.onnx"), Path(folder, "int8.onnx")
         # The preparation also marks the model as prepared; without the mark the quantizer warns on the root logger.
@@ -20,7 +25,7 @@ def to_int8(raw: bytes, input_name: str, calibration: Array) -> bytes:
             prepared,
             quantized,
             _Calibration(input_name, calibration),
-            op_types_to_quantize=["Conv", "Gemm"],
+            op_types_to_quantize=list(op_types),
             per_channel=True,
             # Seven bits of weight: on processors without VNNI, 8 x 8 bit sums overflow their 16-bit register.
             reduce_range=True,

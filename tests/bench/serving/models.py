@@ -21,8 +21,6 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from muster_shared.bundle import (
     Golden,
@@ -35,7 +33,7 @@ from muster_shared.bundle import (
     parse_manifest,
 )
 from muster_shared.ids import ModelName
-from muster_simulator.workloads import magika
+from muster_simulator.workloads import magika, quantization
 from muster_simulator.workloads.digits import split
 
 NAMES = ("tiny", "magika", "conv")
@@ -48,6 +46,7 @@ STAGES = (
     (6, 256, 1024, 2),
     (3, 512, 2048, 2),
 )  # ResNet-50: blocks, width, out, stride.
+INT8_OPS = ("Conv", "Gemm", "MatMul", "Add", "MaxPool", "GlobalAveragePool")  # Residual sums too.
 CALIBRATION_IMAGES = 4
 GOLDEN_CASES = 2
 
@@ -82,7 +81,8 @@ def subject(name: str, cache: Path, *, successor: bool = False) -> Subject:
     Args:
         successor: Its release 2 instead of release 1; only of `tiny`.
     """
-    made_from = Path(__file__).read_bytes() + importlib.metadata.version("onnxruntime").encode()
+    sources = b"".join(Path(file).read_bytes() for file in (__file__, quantization.__file__))
+    made_from = sources + importlib.metadata.version("onnxruntime").encode()
     folder = cache / f"{name}-{2 if successor else 1}-{hashlib.sha256(made_from).hexdigest()[:12]}"
     if not (folder / "bundle.json").is_file():
         cache.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def _build(name: str, folder: Path, weights: Path, successor: bool) -> None:
     match name:
         case "tiny":
             images = split().train_images.reshape(-1, 64)
-            raw = to_int8(_mlp(shift=1 if successor else 0), "pixels", images)
+            raw = quantization.to_int8(_mlp(shift=1 if successor else 0), "pixels", images, INT8_OPS)
             _write(folder, name, raw, "int8", images[:GOLDEN_CASES], ("pixels", "FP32"), release=2 if successor else 1)
         case "magika":
             spec = next(spec for spec in magika.releases(weights) if spec.version == "2.0.0")
@@ -113,7 +113,7 @@ def _build(name: str, folder: Path, weights: Path, successor: bool) -> None:
             rng = np.random.default_rng(50)
             # Two decimals: a peer that takes JSON is not to read more digits than an image has.
             images = rng.random((CALIBRATION_IMAGES, 3, SIDE, SIDE)).round(2).astype(np.float32)
-            raw = to_int8(_resnet(rng), "image", images)
+            raw = quantization.to_int8(_resnet(rng), "image", images, INT8_OPS)
             _write(folder, name, raw, "int8", images[:GOLDEN_CASES], ("image", "FP32"))
         case _:
             raise ValueError(f"{name!r} is not one of {NAMES}")
@@ -225,31 +225,3 @@ def _model(
     onnx.checker.check_model(model)
     raw: bytes = model.SerializeToString(deterministic=True)
     return raw
-
-
-def to_int8(raw: bytes, input_name: str, calibration: Array) -> bytes:
-    """Return the model as static QDQ int8, per channel, residual sums too."""
-    with tempfile.TemporaryDirectory() as folder:
-        prepared, quantized = Path(folder, "prepared.onnx"), Path(folder, "int8.onnx")
-        quant_pre_process(onnx.load_from_string(raw), prepared, skip_symbolic_shape=True)
-        quantize_static(
-            prepared,
-            quantized,
-            _Calibration(input_name, calibration),
-            op_types_to_quantize=["Conv", "Gemm", "MatMul", "Add", "MaxPool", "GlobalAveragePool"],
-            per_channel=True,
-            reduce_range=True,  # Without VNNI, 8 x 8 bit sums overflow.
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
-        return quantized.read_bytes()
-
-
-class _Calibration:
-    """One batch, then None: the shape of `CalibrationDataReader`."""
-
-    def __init__(self, input_name: str, inputs: Array) -> None:
-        self._batches = iter([{input_name: inputs}])
-
-    def get_next(self) -> dict[str, Array] | None:
-        return next(self._batches, None)
