@@ -16,12 +16,14 @@ from random import Random
 
 import structlog
 
-from muster_agent.core import transfer, update
-from muster_agent.core.state import DeviceState, ModelState, Phase
+from muster_agent.activating import Activating
+from muster_agent.core import events, transfer, update
+from muster_agent.core.state import DeviceState, ModelState, Phase, Stage
 from muster_agent.core.transfer import Arrival, Transfer
+from muster_agent.core.trial import TrialReading
 from muster_agent.core.trust import TrustView
 from muster_agent.errors import JournalFailed, MetadataIncomplete, StoreError
-from muster_agent.ports import Host, Journal, Lab, Store, Trust, Wire
+from muster_agent.ports import Consent, Host, Journal, Lab, Lately, Store, Trials, Trust, Wire
 from muster_shared.bundle import BundleFile, Manifest, Variant, digest, parse_manifest
 from muster_shared.errors import (
     AssignmentForged,
@@ -74,6 +76,8 @@ class Identity:
     hardware: Hardware
     labels: dict[str, str] = field(default_factory=dict)
     endpoint: str | None = None
+    timezone: str | None = None
+    """Of its maintenance windows, in the words of `Twin.timezone`."""
     twin_every_s: float = 60.0
 
 
@@ -116,7 +120,16 @@ class Conductor:
         host: Host,
         clock: Callable[[], float],
         random: Random,
+        consent: Consent | None = None,
+        trials: Trials | None = None,
+        lately: Lately | None = None,
     ) -> None:
+        """
+        Args:
+            consent: None: it is never put off, and its local time is UTC.
+            trials: None: nothing can be tried beside what serves.
+            lately: None: nobody knows how what serves did before.
+        """
         self.identity = identity
         self.counters = Counters()
         self._journal = journal
@@ -127,6 +140,7 @@ class Conductor:
         self._host = host
         self._clock = clock
         self._random = random
+        self._activating = Activating(self._advance, clock, consent, trials, lately)
         self._state = DeviceState(identity.fleet, identity.device)
         self._fetches: dict[Sha256, Fetch] = {}
         self._wakes: set[float] = set()
@@ -144,8 +158,8 @@ class Conductor:
         self._twin_dirty = True
         self._twin_at = 0.0
         self._session: str | None = None
-        self._events: deque[update.Event] = deque()
-        self._effects: deque[update.Effect] = deque()
+        self._events: deque[events.Event] = deque()
+        self._effects: deque[events.Effect] = deque()
         self._busy = False
 
     @property
@@ -170,7 +184,7 @@ class Conductor:
             for slot in (model.slots.active, model.slots.standby)
             if slot is not None and not self._runnable(slot)
         )
-        self._advance(update.PowerCameBack(broken))
+        self._advance(events.PowerCameBack(broken))
 
     def connected(self) -> None:
         """The broker is there: say so, tell the twin, open the outbox, ask again for what is missing."""
@@ -217,10 +231,22 @@ class Conductor:
             self._malformed(topic, error)
 
     def self_test_done(self, bundle: Sha256, refusal: Refusal | None, detail: str) -> None:
-        self._advance(update.SelfTestDone(bundle, refusal, detail))
+        self._advance(events.SelfTestDone(bundle, refusal, detail))
 
     def serve_failed(self, bundle: Sha256, detail: str) -> None:
-        self._advance(update.ServeFailed(bundle, detail))
+        self._advance(events.ServeFailed(bundle, detail))
+
+    def consent_given(self, bundle: Sha256, stage: Stage) -> None:
+        self._advance(events.ConsentGiven(bundle, stage))
+
+    def consent_deferred(self, bundle: Sha256, stage: Stage, reason: str, retry_after_s: float) -> None:
+        self._advance(events.ConsentDeferred(bundle, stage, reason, retry_after_s))
+
+    def trial_measured(self, bundle: Sha256, reading: TrialReading) -> None:
+        self._advance(events.TrialMeasured(bundle, reading))
+
+    def trial_refused(self, bundle: Sha256, detail: str) -> None:
+        self._advance(events.TrialRefused(bundle, detail))
 
     def tick(self) -> None:
         """Do what is due. Harmless at any moment."""
@@ -230,7 +256,7 @@ class Conductor:
         self._ticked_at = now
         if set_back or any(at <= now for at in self._wakes):
             self._wakes = {at for at in self._wakes if at > now}
-            self._advance(update.TimeCame())
+            self._advance(events.TimeCame())
         if set_back:
             self._pending_since = min(self._pending_since, now)
             if self._suspect_since is not None:
@@ -301,12 +327,12 @@ class Conductor:
             return
         except MetadataIncomplete:  # It could not be checked now; it waits, and is looked at again.
             return
-        event = update.AssignmentArrived(assignment, digest(raw), view.targets)
+        event = events.AssignmentArrived(assignment, digest(raw), view.targets)
         state, effects = update.advance(self._state, event, self._clock())
         refused = [
             effect.body
             for effect in effects
-            if isinstance(effect, update.Report) and isinstance(effect.body, AssignmentRefused)
+            if isinstance(effect, events.Report) and isinstance(effect.body, AssignmentRefused)
         ]
         if not refused:
             self._commit(state, effects)
@@ -344,18 +370,18 @@ class Conductor:
             self._refused.popitem(last=False)
         self.counters.refused += 1
         log.warning("assignment_refused", refusal=refusal.value, counter=counter, detail=detail)
-        self._commit(self._state, (update.Report(AssignmentRefused(refusal=refusal, counter=counter, detail=detail)),))
+        self._commit(self._state, (events.Report(AssignmentRefused(refusal=refusal, counter=counter, detail=detail)),))
 
     # -- the core and its effects ------------------------------------------------------------------------------------
 
-    def _advance(self, event: update.Event) -> None:
+    def _advance(self, event: events.Event) -> None:
         """Let the core decide about `event`; one that arises while effects are carried out waits for its turn."""
         self._events.append(event)
         self._drain()
 
-    def _commit(self, state: DeviceState, effects: tuple[update.Effect, ...]) -> None:
+    def _commit(self, state: DeviceState, effects: tuple[events.Effect, ...]) -> None:
         """Save first, act afterwards: what is done twice after power loss is harmless, what is forgotten is not."""
-        reports = [self._event(effect.body) for effect in effects if isinstance(effect, update.Report)]
+        reports = [self._event(effect.body) for effect in effects if isinstance(effect, events.Report)]
         if reports or state != self._state:
             self._journal.commit(state, reports)
             self._state = state
@@ -383,29 +409,39 @@ class Conductor:
         finally:
             self._busy = False
 
-    def _carry_out(self, effect: update.Effect) -> None:
+    def _carry_out(self, effect: events.Effect) -> None:
         match effect:
-            case update.FetchManifest(release):
+            case events.FetchManifest(release):
                 self._fetch_manifest(release)
-            case update.FetchFiles(release):
+            case events.FetchFiles(release):
                 self._fetch_files(release)
-            case update.StopFetching(bundle):
+            case events.StopFetching(bundle):
                 self._stop_fetching(bundle)
-            case update.SelfTest(release):
+            case events.SelfTest(release):
                 self._with_variants(release, self._lab.self_test)
-            case update.Serve(release):
+            case events.Serve(release):
                 self._with_variants(release, self._lab.serve)
-            case update.Retire(model):
+            case events.Retire(model):
                 self._lab.retire(model)
-            case update.OpenWindow(release):
+            case events.OpenWindow(release):
                 self._lab.open_window(release)
-            case update.Measure(release):
+            case events.Measure(release):
                 self._measure(release)
-            case update.WakeAt(at):
+            case events.WakeAt(at):
                 self._wakes.add(at)
-            case update.Collect(keep):
-                self._collect(keep)
-            case update.Report():
+            case events.Collect(keep, resting):
+                self._collect(keep, resting)
+            case events.BeginTrial(release, trial):
+                self._activating.begin_trial(release, trial, self._runnable_parts(release))
+            case (
+                events.ReadClock()
+                | events.AskConsent()
+                | events.ReadTrial()
+                | events.EndTrial()
+                | events.MeasureBefore()
+            ):
+                self._activating.carry_out(effect)
+            case events.Report():
                 pass  # It is in the journal.
 
     def _event(self, body: EventBody) -> Event:
@@ -418,27 +454,30 @@ class Conductor:
             self.serve_failed(release.bundle_sha256, "its manifest is not readable any more")
             return
         window = self._lab.measure(release)
-        self._advance(update.WindowMeasured(release.bundle_sha256, window, manifest.slo))
+        self._advance(events.WindowMeasured(release.bundle_sha256, window, manifest.slo))
 
     def _with_variants(
         self, release: ReleaseRef, act: Callable[[ReleaseRef, Manifest, tuple[Variant, ...]], None]
     ) -> None:
-        manifest = self._manifest(release)
-        variants = () if manifest is None else eligible(manifest, self.identity.hardware)
-        if manifest is None or not variants:
-            detail = "its manifest is not readable any more" if manifest is None else "no variant fits this device"
+        parts = self._runnable_parts(release)
+        if parts is None:
+            detail = "its manifest is not readable any more, or no variant fits this device"
             self.self_test_done(release.bundle_sha256, Refusal.MANIFEST_INVALID, detail)
             self.serve_failed(release.bundle_sha256, detail)
             return
-        act(release, manifest, variants)
+        act(release, *parts)
+
+    def _runnable_parts(self, release: ReleaseRef) -> tuple[Manifest, tuple[Variant, ...]] | None:
+        manifest = self._manifest(release)
+        variants = () if manifest is None else eligible(manifest, self.identity.hardware)
+        return (manifest, variants) if manifest is not None and variants else None
 
     def standby(self, model: str) -> tuple[ReleaseRef, Manifest, tuple[Variant, ...]] | None:
         """Return the release of `model` that is on this device and does not serve; None when there is none to run."""
         known = self._state.models.get(ModelName(model))
         release = None if known is None else known.slots.standby
-        manifest = None if release is None else self._manifest(release)
-        variants = () if manifest is None else eligible(manifest, self.identity.hardware)
-        return (release, manifest, variants) if release is not None and manifest is not None and variants else None
+        parts = None if release is None else self._runnable_parts(release)
+        return None if release is None or parts is None else (release, *parts)
 
     def _manifest(self, release: ReleaseRef) -> Manifest | None:
         """Return the manifest of `release`: read once, so that what serves does not hang on a disk that falters."""
@@ -461,7 +500,7 @@ class Conductor:
         # One variant that runs is enough: what the others were is known, or is measured again.
         return any(all(file.path in whole for file in manifest.files_for(variant)) for variant in variants)
 
-    def _collect(self, keep: frozenset[Sha256]) -> None:
+    def _collect(self, keep: frozenset[Sha256], resting: frozenset[Sha256]) -> None:
         files: set[Sha256] = set(keep)
         for release in self._known_releases():
             if release.bundle_sha256 in keep and self._store.has(release.bundle_sha256):
@@ -471,14 +510,19 @@ class Conductor:
                 variants = eligible(manifest, self.identity.hardware)
                 files.update(file.sha256 for file in files_of(manifest, variants))
         self._manifests = {bundle: manifest for bundle, manifest in self._manifests.items() if bundle in keep}
-        self._lab.drop(keep)
+        self._lab.drop(keep - resting)
         self._store.collect(frozenset(files))
 
     def _known_releases(self) -> list[ReleaseRef]:
         return [
             release
             for model in self._state.models.values()
-            for release in (model.slots.active, model.slots.standby, model.update.release if model.update else None)
+            for release in (
+                model.slots.active,
+                model.slots.standby,
+                model.update.release if model.update else None,
+                model.failed,
+            )
             if release is not None
         ]
 
@@ -516,14 +560,14 @@ class Conductor:
                 return
         del self._fetches[bundle]
         if fetch.phase is Phase.FILES:
-            self._advance(update.FilesReady(bundle, fetch.bytes_fetched))
+            self._advance(events.FilesReady(bundle, fetch.bytes_fetched))
             return
         try:
             manifest = parse_manifest(self._store.read(bundle))
         except (StoreError, BundleError) as error:
-            self._advance(update.FetchFailed(bundle, Refusal.MANIFEST_INVALID, str(error)))
+            self._advance(events.FetchFailed(bundle, Refusal.MANIFEST_INVALID, str(error)))
             return
-        self._advance(update.ManifestReady(bundle, manifest, self.identity.hardware))
+        self._advance(events.ManifestReady(bundle, manifest, self.identity.hardware))
 
     def _chunk(self, sha256: Sha256, index: int, chunk: bytes) -> None:
         for fetch in [fetch for _, fetch in sorted(self._fetches.items())]:
@@ -590,7 +634,7 @@ class Conductor:
 
     def _give_up(self, release: ReleaseRef, refusal: Refusal, detail: str) -> None:
         self._stop_fetching(release.bundle_sha256)
-        self._advance(update.FetchFailed(release.bundle_sha256, refusal, detail))
+        self._advance(events.FetchFailed(release.bundle_sha256, refusal, detail))
 
     def _stop_fetching(self, bundle: Sha256) -> None:
         fetch = self._fetches.pop(bundle, None)
@@ -638,6 +682,7 @@ class Conductor:
             counter=self._state.counter,
             hardware=self.identity.hardware,
             labels=self.identity.labels,
+            timezone=self.identity.timezone,
             models=tuple(self._twin_model(name, self._state.models[name]) for name in sorted(self._state.models)),
             host=self._host.telemetry(),
             endpoint=self.identity.endpoint,

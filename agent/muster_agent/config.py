@@ -16,6 +16,9 @@ from pathlib import Path
 
 import msgspec
 
+from muster_agent.consent.config import ConsentConfig
+from muster_agent.consent.config import problem as consent_problem
+from muster_agent.consent.local_time import zone_of
 from muster_agent.errors import ConfigInvalid
 from muster_agent.serving.config import ServingConfig
 from muster_agent.serving.config import problem as serving_problem
@@ -97,6 +100,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     bootstrap_root: Path
     """The first TUF root, as it was handed over with the device."""
     labels: dict[str, str] = {}
+    timezone: str | None = None
+    """Of its maintenance windows: an IANA name or an offset such as +02:00; None: the host's."""
     runtimes: tuple[Runtime, ...] = ("onnxruntime", "openvino")
     """The engines that may be used, of those installed."""
     threads: int | None = None
@@ -108,6 +113,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     serving: ServingConfig = ServingConfig()
     tls: TlsConfig = TlsConfig()
     hardware: HardwareConfig = HardwareConfig()
+    consent: ConsentConfig = ConsentConfig()
 
     @property
     def broker(self) -> BrokerAddress:
@@ -177,6 +183,11 @@ def _problem(config: AgentConfig) -> str | None:
         return f"outbox_events_max: {config.outbox_events_max} is less than {OUTBOX_EVENTS_MIN}"
     if (config.tls.cert is None) != (config.tls.key is None):
         return "tls: cert and key come together"
+    if config.timezone is not None:
+        try:
+            zone_of(config.timezone)
+        except ValueError as error:
+            return f"timezone: {error}"
     if not config.http.listen and config.http.unix_socket is None:
         return "http: neither listen nor unix_socket is set"
     tokens = config.serving.require_token
@@ -184,6 +195,7 @@ def _problem(config: AgentConfig) -> str | None:
         _listen_problem("http", config.http, tokens)
         or _listen_problem("grpc", config.grpc, tokens)
         or serving_problem(config.serving)
+        or consent_problem(config.consent)
     )
 
 

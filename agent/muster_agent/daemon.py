@@ -2,7 +2,7 @@
 
     main thread        HTTP for local applications (asyncio, uvloop), signals, the service manager
     conductor thread   every decision, the journal, the store (`inbox`)
-    link thread        MQTT          lab thread   loading and proving releases
+    link thread        MQTT          lab thread   loading and proving releases      consent thread   the device's rules
 
 What the device holds serves first: the broker is called afterwards (`_connect`), since what it brings is work. It exits
 on a signal and on a configuration that cannot work, never because of a message or a missing broker.
@@ -29,6 +29,10 @@ import uvloop
 from muster_agent import __version__
 from muster_agent.conductor import Conductor, Identity
 from muster_agent.config import AgentConfig
+from muster_agent.consent.asking import DeviceConsent
+from muster_agent.consent.local_time import LocalTime, local_time
+from muster_agent.consent.rules import Rules
+from muster_agent.consent.sensors import PsutilSensors
 from muster_agent.desk import Desk
 from muster_agent.engines import registry
 from muster_agent.errors import AgentRunning, ConfigInvalid
@@ -50,12 +54,15 @@ from muster_agent.logs import configure_logs
 from muster_agent.serving.admission import Admission
 from muster_agent.serving.app import App
 from muster_agent.serving.config import in_window
+from muster_agent.serving.recent import LOOK_S as RECENT_LOOK_S
+from muster_agent.serving.recent import Recent
 from muster_agent.serving.service import Service
 from muster_agent.serving.shared_memory import Regions
 from muster_agent.serving.spill import Spill
 from muster_agent.serving.table import ServingTable
 from muster_agent.serving.tracing import OtlpTracing
 from muster_agent.status import StatusApp
+from muster_agent.trials import EngineTrials
 from muster_shared.ids import ModelName
 from muster_shared.link import Link, LinkConfig, Will
 from muster_shared.messages import Hardware, Presence, encode
@@ -114,6 +121,11 @@ async def _serve(config: AgentConfig, manager: ServiceManager) -> None:
         memory_mb=config.serving.memory_budget_mb or None,
         pinned=frozenset(ModelName(name) for name, model in config.serving.models.items() if model.pinned),
     )
+    recent = Recent(table)
+    local = local_time(config.timezone, time.time)
+    rules = Rules(config.consent, PsutilSensors(), recent.requests_per_s)
+    consent = DeviceConsent(rules, local, time.time, thread.post, config.consent.retry_s)
+    trials = EngineTrials(lab, table, loop.call_soon_threadsafe, thread.post)
     service = Service(table, config.serving)
     tracing = None if config.serving.tracing is None else OtlpTracing(config.serving.tracing, config.device)
     if tracing is not None:
@@ -151,7 +163,7 @@ async def _serve(config: AgentConfig, manager: ServiceManager) -> None:
     wire = MqttWire(link, config.fleet)
     checks = CheckProcess()
     conductor = Conductor(
-        _identity(config, hardware, boot, fronts.http.port),
+        _identity(config, hardware, boot, fronts.http.port, local),
         journal=journal,
         store=store,
         trust=TrustClient(config.data_dir / "trust", root, lambda: datetime.now(UTC), checks),
@@ -160,8 +172,13 @@ async def _serve(config: AgentConfig, manager: ServiceManager) -> None:
         host=PsutilHost(config.data_dir),
         clock=time.time,
         random=random.SystemRandom(),
+        consent=consent,
+        trials=trials,
+        lately=recent,
     )
     lab.attach(conductor)
+    consent.attach(conductor)
+    trials.attach(conductor)
     thread.begin(conductor, link.ack)
     log.info(
         "agent_started",
@@ -175,6 +192,7 @@ async def _serve(config: AgentConfig, manager: ServiceManager) -> None:
     manager.ready()
     watchdog = loop.create_task(_watch(manager, thread))
     off_peak = loop.create_task(_watch_window(config.serving.later_window, table))
+    looking = loop.create_task(_watch_recent(recent))
     connecting = loop.create_task(_connect(link, thread, conductor, table, lab))
 
     await stop.wait()
@@ -183,6 +201,7 @@ async def _serve(config: AgentConfig, manager: ServiceManager) -> None:
     manager.stopping()
     watchdog.cancel()
     off_peak.cancel()
+    looking.cancel()
     connecting.cancel()
     gone = Presence(device=config.device, boot=boot, online=False, sent_at=time.time())
     farewell = _presence_topic(config)
@@ -229,7 +248,7 @@ def _presence_topic(config: AgentConfig) -> DeviceTopic:
     return DeviceTopic(config.device, Channel.PRESENCE)
 
 
-def _identity(config: AgentConfig, hardware: Hardware, boot: str, port: int | None) -> Identity:
+def _identity(config: AgentConfig, hardware: Hardware, boot: str, port: int | None, local: LocalTime) -> Identity:
     address = config.http.address
     endpoint = f"unix:{config.http.unix_socket}" if address is None else f"http://{_host(address[0])}:{port}"
     return Identity(
@@ -240,6 +259,7 @@ def _identity(config: AgentConfig, hardware: Hardware, boot: str, port: int | No
         hardware=hardware,
         labels=config.labels,
         endpoint=endpoint,
+        timezone=local.name,
         twin_every_s=config.twin_every_s,
     )
 
@@ -300,6 +320,13 @@ async def _watch_window(window: str, table: ServingTable) -> None:
         now = time.localtime()
         table.open_later(in_window(window, now.tm_hour * 60 + now.tm_min) is not False)
         await asyncio.sleep(WINDOW_LOOK_S)
+
+
+async def _watch_recent(recent: Recent) -> None:
+    """Keep readings of what serves, so that it is known how it did before a release took over."""
+    while True:
+        recent.look()
+        await asyncio.sleep(RECENT_LOOK_S)
 
 
 def _bootstrap_root(config: AgentConfig) -> bytes:

@@ -127,6 +127,8 @@ class EngineLab:
         )
         self._answers: Answers | None = None
         self._candidates: dict[Sha256, Prepared] = {}
+        self._tried: dict[Sha256, Prepared] = {}
+        """Candidates beside what serves; the table closes them."""
         self._tuned: dict[Sha256, Tuning] = {}
         self._counted: dict[Sha256, _Counted] = {}
         self._held: dict[ModelName, _Held] = {}
@@ -157,6 +159,10 @@ class EngineLab:
         if candidate is not None:
             self._switch(release.model, candidate)
             return
+        tried = self._tried.pop(bundle, None)
+        if tried is not None and self._table.promote(release.model, bundle):
+            self._resides(residency.Loaded(release.model, tried.memory))
+            return
         if before == held and self._residency.presence(release.model) is Presence.UNLOADED:
             return  # It comes back when somebody asks for it.
         self._submit(lambda: self._load_to_serve(held))
@@ -170,6 +176,7 @@ class EngineLab:
         self._keep = keep
         for bundle in sorted(self._candidates.keys() - keep):
             self._close(self._candidates.pop(bundle).served.session)
+        self._tried = {bundle: tried for bundle, tried in self._tried.items() if bundle in keep}
         for bundle in sorted(self._counted.keys() - keep):
             del self._counted[bundle]
         for bundle in sorted(self._tuned.keys() - keep):
@@ -213,12 +220,21 @@ class EngineLab:
         share: float,
         done: Callable[[MusterError | None], None],
     ) -> None:
-        """Load `release` and put it beside the one that serves its model. On the conductor's thread, as `done` is.
+        """Put `release` beside the one that serves its model. On the conductor's thread, as `done` is.
+
+        What has just passed its self-test is not loaded again, and stays loaded when it cannot be tried.
 
         Args:
             share: Of the requests, 0..1.
             done: Is told None, or why it cannot be: ModelUnloadable, ModelUnknown, TrialUnfit.
         """
+        candidate = self._candidates.pop(release.bundle_sha256, None)
+        if candidate is not None:
+            error = self._try_out(candidate, mode, share)
+            if error is not None:
+                self._candidates[release.bundle_sha256] = candidate
+            done(error)
+            return
 
         def load() -> None:
             try:
@@ -227,22 +243,27 @@ class EngineLab:
                 error = ModelUnloadable(refused.detail)
                 self._post(lambda: done(error))
             else:
-                self._post(lambda: self._try_out(self._with_counts(prepared), mode, share, done))
+                self._post(lambda: self._loaded_to_try(self._with_counts(prepared), mode, share, done))
 
         self._submit(load)
 
-    def _try_out(
+    def _loaded_to_try(
         self, prepared: Prepared, mode: Mode, share: float, done: Callable[[MusterError | None], None]
     ) -> None:
+        error = self._try_out(prepared, mode, share)
+        if error is not None:
+            self._close(prepared.served.session)
+        done(error)
+
+    def _try_out(self, prepared: Prepared, mode: Mode, share: float) -> MusterError | None:
         served = replace(prepared.served, slot="standby")
         try:
             self._table.begin_trial(served, mode, share, random.random)
         except MusterError as error:
-            self._close(served.session)
-            done(error)
-        else:
-            self._tuned[served.manifest_sha256] = prepared.tuning
-            done(None)
+            return error
+        self._tuned[served.manifest_sha256] = prepared.tuning
+        self._tried[served.manifest_sha256] = prepared
+        return None
 
     # -- memory ------------------------------------------------------------------------------------------------------
 

@@ -6,9 +6,9 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from muster_agent.core.state import DeviceState
+from muster_agent.core.state import DeviceState, Stage
 from muster_agent.core.trust import TrustView
-from muster_shared.assignment import Assignment
+from muster_shared.assignment import Assignment, Trial
 from muster_shared.bundle import BundleFile, Manifest, Variant
 from muster_shared.ids import EventId, ModelName, Sha256
 from muster_shared.messages import Event, HostTelemetry, ReleaseRef, TrustFiles, Tuning, WindowReport
@@ -139,3 +139,35 @@ class Lab(Protocol):
 
 class Host(Protocol):
     def telemetry(self) -> HostTelemetry: ...
+
+
+class Consent(Protocol):
+    """The device's own clock and rules."""
+
+    def local(self) -> tuple[int, int]:
+        """Return the local weekday (Monday is 0) and the minute of the day (0..1439), as of now."""
+        ...
+
+    def ask(self, release: ReleaseRef, stage: Stage) -> None:
+        """Answer later, by `Conductor.consent_given` or `consent_deferred`. What is asked twice is answered once."""
+        ...
+
+
+class Trials(Protocol):
+    """Candidates beside what serves. Answers come later, by `Conductor.trial_measured` and `trial_refused`."""
+
+    def begin(self, release: ReleaseRef, manifest: Manifest, variants: tuple[Variant, ...], trial: Trial) -> None: ...
+
+    def read(self, release: ReleaseRef) -> None:
+        """Answer what was counted; a trial that somebody else ended begins anew."""
+        ...
+
+    def end(self, release: ReleaseRef) -> None:
+        """Close the candidate; nothing happens when it is none."""
+        ...
+
+
+class Lately(Protocol):
+    def latency_ms_p95(self, release: ReleaseRef, seconds: float, requests_min: int) -> float | None:
+        """Return how long 95 % of the requests took the engine in about the last `seconds`; None: fewer requests."""
+        ...

@@ -28,6 +28,50 @@ MODELS_MAX = 64
 LIFETIME_S = 30 * 86400.0  # A device that was away for a month still obeys what waits for it.
 
 
+DAY_MINUTES = 24 * 60
+
+
+class MaintenanceWindow(msgspec.Struct, frozen=True, kw_only=True):
+    """A time of the week in which a device may change what serves, by its own local clock."""
+
+    days: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6)
+    """Of its beginning; Monday is 0."""
+    start_minute: int
+    """Of the day, 0..1439."""
+    minutes: int
+    """How long it is, 1..1440; it may reach into the next day."""
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """The candidate runs beside what serves, on live inputs of this device, before it may take over."""
+
+    mode: Literal["shadow", "canary"] = "shadow"
+    share: float = 0.1
+    """Of the requests (0..1] that the candidate answers too (shadow), or instead (canary)."""
+    requests_min: int = 50
+    """Compared inputs that decide."""
+    seconds_max: float = 600.0
+    """How long to wait for them."""
+    required: bool = False
+    """Whether too few inputs fail the trial (or, not required, pass it)."""
+    disagreement_max: float = 0.02
+    """The share of compared inputs (0..1) that the candidate may answer otherwise."""
+    latency_ratio_max: float = 1.5
+    """How much slower (p95 against p95) it may be than what serves."""
+
+
+class Activation(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device asks itself before it changes what serves. Held-back controls wait for the same windows."""
+
+    windows: tuple[MaintenanceWindow, ...] = ()
+    """Any of them; none: at any time."""
+    consent: bool = False
+    """Whether the device's own rules (busy, hot, on battery, metered, a hook) may defer."""
+    defer_s_max: float = 0.0
+    """How long in all it may defer, for whatever reason; after that the update fails for want of consent."""
+    trial: Trial | None = None
+
+
 class Watch(msgspec.Struct, frozen=True, kw_only=True):
     """A probation that the controller counts: of a new release, or (a held-back control) of the one already running."""
 
@@ -39,7 +83,13 @@ class Watch(msgspec.Struct, frozen=True, kw_only=True):
     """How long to wait for `requests_min`; after it, no traffic is judged by the golden cases alone."""
     requests_min: int = 1
     deadline_s: float = 3600.0
-    """From issue to outcome; the device gives up its update after it, the controller counts it as bad."""
+    """From issue to outcome; the device gives up its update after it, the controller counts it as bad. What it spends
+    deferred, by `activation`, comes on top."""
+    download_s: float | None = None
+    """From issue to all bytes being there; None: only `deadline_s` counts."""
+    attempt: int = 1
+    """Rises when the controller has the device try again."""
+    activation: Activation = Activation()
 
 
 class ModelAssignment(msgspec.Struct, frozen=True, kw_only=True):

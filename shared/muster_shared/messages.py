@@ -125,6 +125,8 @@ class Twin(Message, frozen=True, kw_only=True):
     """The highest assignment counter that the device accepted."""
     hardware: Hardware
     labels: dict[str, str] = {}
+    timezone: str | None = None
+    """Of its maintenance windows: an IANA name, or an offset such as `+02:00`; None where the host does not tell."""
     models: tuple[TwinModel, ...] = ()
     host: HostTelemetry = HostTelemetry()
     endpoint: str | None = None
@@ -145,6 +147,10 @@ class Step(Enum):
     ACCEPTED = "accepted"
     FETCHING = "fetching"
     TESTING = "testing"
+    DEFERRED = "deferred"
+    """The device's consent or its maintenance window says later; `until` says when it looks again."""
+    TRYING = "trying"
+    """The candidate runs beside what serves, on live inputs."""
     SWITCHED = "switched"
     COMMITTED = "committed"
     ROLLED_BACK = "rolled_back"
@@ -169,6 +175,10 @@ class Refusal(Enum):
     ENGINE_MISSING = "engine_missing"
     DISK_FULL = "disk_full"
     TIMED_OUT = "timed_out"
+    TRIAL_FAILED = "trial_failed"
+    """On live inputs the candidate disagrees too often, fails, or is too slow."""
+    NO_CONSENT = "no_consent"
+    """The device deferred until it was too late."""
 
 
 class WindowReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -181,6 +191,14 @@ class WindowReport(msgspec.Struct, frozen=True, kw_only=True):
     right: int = 0
     latency_ms_p50: float | None = None
     latency_ms_p95: float | None = None
+    latency_ms_p95_before: float | None = None
+    """Of what served in the time before this window; None where nothing served, or nobody asked."""
+    compared: int = 0
+    """Live inputs that the candidate of a trial answered too."""
+    disagreed: int = 0
+    """Of those, otherwise than what served."""
+    trial_latency_ms_p95: float | None = None
+    """Of the candidate in its trial."""
 
 
 class StepReached(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
@@ -192,6 +210,9 @@ class StepReached(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
     """Since the update began."""
     refusal: Refusal | None = None
     detail: str = ""
+    until: float | None = None
+    """Of a deferral: when the device looks again, Unix seconds by its own clock."""
+    attempt: int = 1
 
 
 class OutcomeReported(msgspec.Struct, frozen=True, kw_only=True, tag="outcome"):
@@ -203,6 +224,8 @@ class OutcomeReported(msgspec.Struct, frozen=True, kw_only=True, tag="outcome"):
     good: bool
     reason: str
     window: WindowReport | None = None
+    attempt: int = 1
+    """Of the watch: a late word on an attempt before says nothing of this one."""
 
 
 class AssignmentRefused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):

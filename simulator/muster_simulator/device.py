@@ -6,10 +6,13 @@ ports and feeds them; it decides nothing about releases.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from random import Random
 
 from muster_agent.conductor import Conductor, Identity
 from muster_agent.core.state import DeviceState
+from muster_agent.core.state import Stage as Asked
+from muster_agent.core.trial import TrialReading
 from muster_agent.errors import JournalFailed
 from muster_agent.io.store import ContentStore
 from muster_shared.errors import WireError
@@ -43,6 +46,12 @@ class Nature:
     labels: Mapping[str, str]
     requests_per_s: float
     """0: nobody uses it."""
+    later_share: float = 0.0
+    """How often (0..1) its own rules say later when they are asked."""
+    retry_s: float = 60.0
+    """When it looks again then."""
+    utc_offset_s: int = 0
+    """Of its local clock."""
 
 
 class SimulatedDevice:
@@ -122,6 +131,7 @@ class SimulatedDevice:
                 agent_version="0.1.0",
                 hardware=self.nature.hardware,
                 labels=dict(self.nature.labels),
+                timezone=_written(self.nature.utc_offset_s),
                 twin_every_s=TWIN_EVERY_S,
             ),
             journal=fused(self.journal, self.fuse),
@@ -132,6 +142,14 @@ class SimulatedDevice:
             host=_Host(),
             clock=self.clock,
             random=self._stage.random(f"conductor/{self.id}/{self.boots}"),
+            consent=fused(
+                _Consent(
+                    self._stage, self.nature, self.clock, self, self._stage.random(f"consent/{self.id}/{self.boots}")
+                ),
+                self.fuse,
+            ),
+            trials=fused(self.lab, self.fuse),
+            lately=fused(self.lab, self.fuse),
         )
         self._run(self.conductor.start)
         if self.client is not None:
@@ -144,7 +162,7 @@ class SimulatedDevice:
         self._stage.history.add(self.id, "dies", why, "power" if power else "process", off_s)
         assert self.lab is not None
         assert self.client is not None
-        self.lab.end()
+        self.lab.stop()
         self.client.close(noticed_after_s=self._random.choice((0.05, 60.0)))
         self.conductor = self.lab = self.client = None
         self._tick_at = None
@@ -178,6 +196,15 @@ class SimulatedDevice:
         self._stage.history.add(self.id, "serve_failed", bundle[:8])
         self.conductor.serve_failed(bundle, detail)
 
+    def trial_measured(self, bundle: Sha256, reading: TrialReading) -> None:
+        assert self.conductor is not None
+        self.conductor.trial_measured(bundle, reading)
+
+    def trial_refused(self, bundle: Sha256, detail: str) -> None:
+        assert self.conductor is not None
+        self._stage.history.add(self.id, "trial_refused", bundle[:8])
+        self.conductor.trial_refused(bundle, detail)
+
     def taken_down(self, by: ReleaseRef, off_s: float) -> None:
         if by.bundle_sha256 in self._taken_down_by:
             off_s = min(off_s, 5.0)  # Who was visited once is watched now.
@@ -186,6 +213,16 @@ class SimulatedDevice:
 
     def run(self, act: Callable[[], None]) -> None:
         self._run(act)
+
+    # -- Answers of its own rules ------------------------------------------------------------------------------------
+
+    def consent_answered(self, bundle: Sha256, stage: Asked, *, given: bool) -> None:
+        assert self.conductor is not None
+        self._stage.history.add(self.id, "consent", bundle[:8], stage.value, given)
+        if given:
+            self.conductor.consent_given(bundle, stage)
+        else:
+            self.conductor.consent_deferred(bundle, stage, "busy", self.nature.retry_s)
 
     # -- the process -------------------------------------------------------------------------------------------------
 
@@ -289,9 +326,50 @@ class _WatchedJournal(MemoryJournal):
         self._stage.observers.committed(self._device, before, state, events)
 
 
+class _Consent:
+    """`ports.Consent`, as the device's nature has it. What was asked is forgotten with the process."""
+
+    def __init__(
+        self, stage: Stage, nature: Nature, clock: Callable[[], float], device: SimulatedDevice, random: Random
+    ) -> None:
+        self._stage = stage
+        self._nature = nature
+        self._clock = clock
+        self._device = device
+        self._boots = device.boots
+        self._random = random
+        self._asked: set[tuple[Sha256, Asked]] = set()
+
+    def local(self) -> tuple[int, int]:
+        there = datetime.fromtimestamp(self._clock() + self._nature.utc_offset_s, UTC)
+        return there.weekday(), there.hour * 60 + there.minute
+
+    def ask(self, release: ReleaseRef, stage: Asked) -> None:
+        question = (release.bundle_sha256, stage)
+        if question in self._asked:
+            return
+        self._asked.add(question)
+        given = self._random.random() >= self._nature.later_share
+
+        def answer() -> None:
+            self._asked.discard(question)
+            self._device.consent_answered(*question, given=given)
+
+        def arrive() -> None:
+            if self._device.is_up and self._device.boots == self._boots:
+                self._device.run(answer)
+
+        self._stage.timeline.after(self._random.uniform(0.05, 2.0), arrive)
+
+
 class _Host:
     def telemetry(self) -> HostTelemetry:
         return HostTelemetry()
+
+
+def _written(offset_s: int) -> str:
+    minutes = abs(offset_s) // 60
+    return f"{'-' if offset_s < 0 else '+'}{minutes // 60:02d}:{minutes % 60:02d}"
 
 
 def _facts(event: Event) -> tuple[str | int | bool | None, ...]:

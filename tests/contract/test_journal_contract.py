@@ -11,11 +11,21 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from muster_agent.core.state import DeviceState, ModelState, Phase, Settled, Slots, Update
+from muster_agent.core.state import (
+    Deferral,
+    DeviceState,
+    ModelState,
+    Phase,
+    Settled,
+    Slots,
+    Stage,
+    Tried,
+    Update,
+)
 from muster_agent.errors import JournalFailed
 from muster_agent.io.journal import SqliteJournal
 from muster_agent.ports import Journal
-from muster_shared.assignment import Watch
+from muster_shared.assignment import Activation, MaintenanceWindow, Trial, Watch
 from muster_shared.bundle import digest
 from muster_shared.ids import DeviceId, EventId, FleetId, ModelName, RolloutId
 from muster_shared.messages import (
@@ -224,6 +234,55 @@ def test_a_writer_that_is_killed_at_any_moment_leaves_a_whole_journal(path: Path
         assert numbers >= set(range(max(1, committed - 19), committed + 1))
         assert not path.with_name("journal.sqlite.damaged").exists()
         acknowledged = committed
+
+
+def test_an_update_that_waits_comes_back_as_it_was(journal: SqliteJournal, path: Path) -> None:
+    windows = (MaintenanceWindow(days=(6,), start_minute=120, minutes=60),)
+    activation = Activation(windows=windows, consent=True, defer_s_max=3600.0, trial=Trial(required=True))
+    watch = Watch(rollout=RolloutId("r1"), wave=2, window_s=10, window_max_s=60, attempt=3, activation=activation)
+    update = Update(
+        RELEASE,
+        watch,
+        Phase.READY,
+        began_at=5.0,
+        deadline_at=9.0,
+        download_at=8.0,
+        asking=Stage.ACTIVATE,
+        deferral=Deferral("activate: busy", 6.0, 7.0, "activate: busy", 6.0),
+        deferred_s=1.5,
+        aside=True,
+        tried=Tried(50, 1, 2.0, "50 live inputs"),
+        latency_ms_p95_before=1.0,
+    )
+    settled = Settled(RELEASE.bundle_sha256, RolloutId("r0"), 1, False, attempt=2)
+    model = ModelState(Slots(), update, settled, failed=RELEASE)
+    state = DeviceState(FleetId("harbour"), DeviceId("crane-7"), models={RELEASE.model: model})
+
+    journal.commit(state, [])
+    journal.close()
+    again = SqliteJournal(path)
+
+    assert again.load() == state
+    again.close()
+
+
+def test_the_state_of_an_agent_before_this_one_is_read(journal: SqliteJournal, path: Path) -> None:
+    journal.commit(full_state(), [])
+    journal.close()
+    with sqlite3.connect(path) as database:
+        (body,) = database.execute("SELECT body FROM state").fetchone()
+        old = msgspec.json.decode(body)
+        model = old["models"]["digits"]
+        del model["failed"], model["settled"]["attempt"], model["update"]["watch"]["activation"]
+        for field in ("asking", "deferral", "deferred_s", "aside", "cleared", "tried", "download_at", "trying_from"):
+            del model["update"][field]
+        database.execute("UPDATE state SET body = ?", (msgspec.json.encode(old),))
+    database.close()
+
+    again = SqliteJournal(path)
+
+    assert again.load() == full_state()
+    again.close()
 
 
 def test_the_state_is_json_that_another_version_can_read(journal: SqliteJournal, path: Path) -> None:

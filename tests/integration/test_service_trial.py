@@ -11,6 +11,7 @@ from muster_agent.core.plan import ServingPlan
 from muster_agent.core.split import Mode
 from muster_agent.engines.port import Array, InferenceFailed
 from muster_agent.serving.trial import TrialSnapshot
+from muster_shared.ids import Sha256
 
 PLANS = pytest.mark.parametrize("plan", [INLINE, THREADS], ids=["inline", "threads"])
 KEYS = [f"camera-{number}" for number in range(200)]
@@ -208,6 +209,36 @@ def test_the_end_of_a_trial_gives_everything_back(setup: Setup, mode: Mode) -> N
     assert beside._guests == 0
     until(lambda: guests(setup.endpoint) == 0)
     assert setup.asking.ask("GET", f"/v1/models/{MODEL}/trial").status == 404
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_a_candidate_is_promoted_as_it_is_loaded(setup: Setup, mode: Mode) -> None:
+    setup.begin(mode, 1.0, lambda: 0.5)
+    table = setup.endpoint.table
+    primary, beside = table.place(MODEL), table.trials[MODEL].place
+    setup.ask()
+
+    promoted = table.promote(MODEL, beside.served.manifest_sha256)
+    after = setup.ask()
+
+    assert promoted
+    assert after.version == CANDIDATE
+    assert after.data == [3, 4, 5]
+    assert table.place(MODEL) is beside
+    assert beside.served.slot == "active"
+    assert not table.trials
+    assert primary.closed.wait(WAIT_S)
+    assert not setup.candidate.closed.is_set()
+
+
+def test_only_the_candidate_on_trial_can_be_promoted(setup: Setup) -> None:
+    setup.begin(Mode.SHADOW, 1.0, lambda: 0.5)
+
+    promoted = setup.endpoint.table.promote(MODEL, Sha256("ab" * 32))
+
+    assert not promoted
+    assert setup.ask().version == PRIMARY
+    assert MODEL in setup.endpoint.table.trials
 
 
 def test_a_trial_can_be_read(setup: Setup) -> None:

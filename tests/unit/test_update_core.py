@@ -1,17 +1,50 @@
 """The update machine: what each event does, and what no history of events can do."""
 
-from dataclasses import replace
+from collections import Counter, deque
+from dataclasses import replace as changed
 
 from hypothesis import assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from msgspec.structs import replace
 
-from muster_agent.core.state import DeviceState, ModelState, Phase, Slots, Update
-from muster_agent.core.trust import Target
-from muster_agent.core.update import (
-    BOOTS_IN_PROBATION_MAX,
+from harness.updates import (
+    BAD,
+    DEVICE,
+    GOOD,
+    HARDWARE,
+    MODELS,
+    NOW,
+    R1,
+    R2,
+    R3,
+    SILENT,
+    WATCH,
+    assign,
+    failures,
+    faults,
+    fresh,
+    in_probation,
+    in_testing,
+    manifest,
+    outcomes,
+    refusals,
+    release,
+    run_update,
+    serving,
+    slots,
+    steps,
+    tell,
+)
+from muster_agent.core.events import (
+    AskConsent,
     AssignmentArrived,
+    BeforeMeasured,
+    BeginTrial,
+    ClockRead,
     Collect,
+    ConsentDeferred,
+    ConsentGiven,
     Effect,
     Event,
     FetchFailed,
@@ -22,6 +55,8 @@ from muster_agent.core.update import (
     Measure,
     OpenWindow,
     PowerCameBack,
+    ReadClock,
+    ReadTrial,
     Report,
     Retire,
     SelfTest,
@@ -30,53 +65,20 @@ from muster_agent.core.update import (
     ServeFailed,
     StopFetching,
     TimeCame,
+    TrialMeasured,
+    TrialRefused,
     WakeAt,
     WindowMeasured,
-    advance,
-    kept,
 )
-from muster_shared.assignment import Assignment, ModelAssignment, Watch
-from muster_shared.bundle import (
-    Golden,
-    HardwareMatch,
-    Manifest,
-    Slo,
-    TensorSpec,
-    Variant,
-    describe_file,
-    digest,
-    target_path,
-)
+from muster_agent.core.recovery import BOOTS_MAX
+from muster_agent.core.state import ModelState, Phase, Slots, Stage
+from muster_agent.core.trial import TrialReading
+from muster_agent.core.trust import Target
+from muster_agent.core.update import advance, kept
+from muster_shared.assignment import Activation, MaintenanceWindow, Trial, Watch
+from muster_shared.bundle import HardwareMatch, Slo, target_path
 from muster_shared.ids import DeviceId, FleetId, ModelName, RolloutId, Sha256
-from muster_shared.messages import (
-    AssignmentRefused,
-    FaultSeen,
-    Hardware,
-    OutcomeReported,
-    Refusal,
-    ReleaseRef,
-    Step,
-    StepReached,
-    WindowReport,
-)
-
-FLEET, DEVICE = FleetId("harbour"), DeviceId("crane-7")
-MODELS = (ModelName("digits"), ModelName("voice"))
-HARDWARE = Hardware(device_class="x86", arch="x86_64", memory_mb=1000, runtimes=("onnxruntime",))
-NOW = 1_000_000.0
-GOOD = WindowReport(seconds=10, requests=100, latency_ms_p95=1.0)
-BAD = WindowReport(seconds=10, requests=50, errors=50, latency_ms_p95=1.0)
-SILENT = WindowReport(seconds=10)
-WATCH = Watch(rollout=RolloutId("r1"), wave=1, window_s=10, window_max_s=30, requests_min=5)
-
-
-def release(number: int, model: ModelName = MODELS[0]) -> ReleaseRef:
-    name = digest(f"{model} {number}".encode())
-    return ReleaseRef(model=model, version=f"1.{number}.0", release=number, bundle_sha256=name, bundle_length=100)
-
-
-R1, R2, R3 = release(1), release(2), release(3)
-
+from muster_shared.messages import OutcomeReported, Refusal, ReleaseRef, Step, WindowReport
 
 # -- assignments -------------------------------------------------------------------------------------------------------
 
@@ -112,7 +114,7 @@ def test_a_release_that_is_signed_with_another_digest_is_refused() -> None:
     event = assign(1, R1)
     targets = {target_path(R1.model, R1.version): Target(R2.bundle_sha256, R1.bundle_length)}
 
-    state, effects = tell(fresh(), replace(event, targets=targets))
+    state, effects = tell(fresh(), changed(event, targets=targets))
 
     assert state == fresh()
     assert refusals(effects) == [Refusal.NOT_A_TARGET]
@@ -384,7 +386,7 @@ def test_power_that_fails_anywhere_leaves_the_previous_release_serving() -> None
 def test_a_release_that_takes_the_device_down_is_rolled_back() -> None:
     state = in_probation(R2)
 
-    for _ in range(BOOTS_IN_PROBATION_MAX - 1):
+    for _ in range(BOOTS_MAX - 1):
         state, effects = tell(state, PowerCameBack(frozenset()))
         assert Serve(R2) in effects
     state, effects = tell(state, PowerCameBack(frozenset()))
@@ -422,6 +424,17 @@ def test_standby_takes_over_when_the_active_release_does_not_load() -> None:
 # -- no history can do this --------------------------------------------------------------------------------------------
 
 
+ACTIVATIONS = st.builds(
+    Activation,
+    windows=st.sampled_from([(), (MaintenanceWindow(start_minute=120, minutes=60),)]),
+    consent=st.booleans(),
+    defer_s_max=st.sampled_from([0.0, 60.0, 5000.0]),
+    trial=st.one_of(st.none(), st.builds(Trial, requests_min=st.just(50), required=st.booleans())),
+)
+TRIED = TrialReading(60.0, compared=60, answered=60)
+REFUTED = TrialReading(60.0, compared=60, answered=60, disagreed=60)
+
+
 class AnyHistory(RuleBasedStateMachine):
     """Events in any order, wanted or not, with power loss and clocks that jump."""
 
@@ -431,9 +444,13 @@ class AnyHistory(RuleBasedStateMachine):
         self.now = NOW
         self.proven: set[Sha256] = set()
         self.rollouts = 0
-        self.judged: set[tuple[RolloutId, ModelName]] = set()
+        self.attempts: Counter[tuple[RolloutId, ModelName]] = Counter()
+        self.judged: Counter[tuple[RolloutId, ModelName]] = Counter()
+        self.last: AssignmentArrived | None = None
+        self.asked: deque[Effect] = deque(maxlen=8)
+        """What nobody has answered yet."""
 
-    def tell(self, event: Event, *, may_lose: frozenset[Sha256] = frozenset()) -> None:
+    def tell(self, event: Event, *, may_lose: frozenset[Sha256] = frozenset()) -> tuple[Effect, ...]:
         """Let the core decide, and hold what must be true between any two states."""
         before = self.state
         self.state, effects = advance(before, event, self.now)
@@ -441,12 +458,24 @@ class AnyHistory(RuleBasedStateMachine):
         for effect in effects:
             if isinstance(effect, Report) and isinstance(effect.body, OutcomeReported):
                 watched = (effect.body.rollout, effect.body.release.model)
-                assert watched not in self.judged
-                self.judged.add(watched)
+                self.judged[watched] += 1
+                assert self.judged[watched] <= self.attempts[watched]
             if isinstance(effect, Collect):
                 assert kept(self.state) <= effect.keep
+                assert not effect.resting & self._slots()
         for name, model in before.models.items():
             self._holds_on(name, model, effects, may_lose)
+        self.asked.extend(effect for effect in effects if self._answer(effect, well=True) is not None)
+        return effects
+
+    def _slots(self) -> set[Sha256]:
+        """Return what must stay runnable."""
+        return {
+            slot.bundle_sha256
+            for model in self.state.models.values()
+            for slot in (model.slots.active, model.slots.standby)
+            if slot is not None
+        }
 
     def _holds_on(
         self, name: ModelName, before: ModelState, effects: tuple[Effect, ...], may_lose: frozenset[Sha256]
@@ -475,14 +504,39 @@ class AnyHistory(RuleBasedStateMachine):
     @rule(
         numbers=st.lists(st.one_of(st.none(), st.integers(1, 4)), min_size=2, max_size=2),
         step=st.sampled_from([1, 1, 1, 3]),
-        watched=st.booleans(),
+        activation=st.one_of(st.none(), ACTIVATIONS),
     )
-    def is_assigned(self, numbers: list[int | None], step: int, watched: bool) -> None:
+    def is_assigned(self, numbers: list[int | None], step: int, activation: Activation | None) -> None:
         wanted = [release(number, model) for number, model in zip(numbers, MODELS, strict=True) if number is not None]
-        event = assign(self.state.counter + step, *wanted, watch=self._watch() if watched else None, at=self.now)
+        watch = None if activation is None else self._watch(activation)
+        event = assign(self.state.counter + step, *wanted, watch=watch, at=self.now)
+        self.last = event
+        if watch is not None:
+            self.attempts.update((watch.rollout, one.model) for one in wanted)
         self.tell(event)
         assert self.state.counter == event.assignment.counter
         assert sorted(self.state.models) == sorted(one.model for one in wanted)
+
+    @rule(answers=st.lists(st.sampled_from([True, True, True, True, False]), min_size=2, max_size=10))
+    def is_answered(self, answers: list[bool]) -> None:
+        for well in answers:
+            answer = self._answer(self.asked.pop(), well=well) if self.asked else None
+            if answer is not None:
+                if isinstance(answer, SelfTestDone):
+                    self.proven.add(answer.bundle)
+                self.tell(answer)
+
+    @rule(again=st.booleans())
+    def is_told_the_same_or_to_try_again(self, again: bool) -> None:
+        wanted = () if self.last is None else self.last.assignment.models
+        watch = wanted[0].watch if wanted else None
+        if watch is None:
+            return
+        if again:
+            watch = replace(watch, attempt=watch.attempt + 1)
+            self.attempts.update((watch.rollout, one.release.model) for one in wanted)
+        self.last = assign(self.state.counter + 1, *(one.release for one in wanted), watch=watch, at=self.now)
+        self.tell(self.last)
 
     @rule(number=st.integers(1, 4), behind=st.integers(0, 3))
     def is_told_an_old_counter(self, number: int, behind: int) -> None:
@@ -508,16 +562,16 @@ class AnyHistory(RuleBasedStateMachine):
     @rule(number=st.integers(1, 4), model=st.sampled_from(MODELS), fits=st.booleans(), current=st.booleans())
     def has_a_manifest(self, number: int, model: ModelName, fits: bool, current: bool) -> None:
         one = self._pending(model) if current else release(number, model)
-        assume(one is not None)
-        assert one is not None
+        if one is None:
+            return
         match = HardwareMatch() if fits else HardwareMatch(arch=("riscv64",))
         self.tell(ManifestReady(one.bundle_sha256, manifest(one, match), HARDWARE))
 
     @rule(model=st.sampled_from(MODELS), ready=st.booleans())
     def has_files_or_not(self, model: ModelName, ready: bool) -> None:
         one = self._pending(model)
-        assume(one is not None)
-        assert one is not None
+        if one is None:
+            return
         self.tell(
             FilesReady(one.bundle_sha256, 1)
             if ready
@@ -527,17 +581,50 @@ class AnyHistory(RuleBasedStateMachine):
     @rule(number=st.integers(1, 4), model=st.sampled_from(MODELS), passed=st.booleans(), current=st.booleans())
     def has_tested(self, number: int, model: ModelName, passed: bool, current: bool) -> None:
         one = self._pending(model) if current else release(number, model)
-        assume(one is not None)
-        assert one is not None
+        if one is None:
+            return
         if passed:
             self.proven.add(one.bundle_sha256)
         self.tell(SelfTestDone(one.bundle_sha256, None if passed else Refusal.SELF_TEST_FAILED, ""))
 
+    @rule(model=st.sampled_from(MODELS), weekday=st.integers(0, 6), minute=st.integers(0, 1439))
+    def looks_at_the_clock(self, model: ModelName, weekday: int, minute: int) -> None:
+        one = self._pending(model)
+        if one is None:
+            return
+        self.tell(ClockRead(one.bundle_sha256, weekday, minute))
+
+    @rule(model=st.sampled_from(MODELS), stage=st.sampled_from(Stage), retry_s=st.sampled_from([None, 0.0, 30.0, 1e9]))
+    def consents_or_not(self, model: ModelName, stage: Stage, retry_s: float | None) -> None:
+        one = self._pending(model)
+        if one is None:
+            return
+        self.tell(
+            ConsentGiven(one.bundle_sha256, stage)
+            if retry_s is None
+            else ConsentDeferred(one.bundle_sha256, stage, "busy", retry_s)
+        )
+
+    @rule(model=st.sampled_from(MODELS), reading=st.sampled_from([None, TrialReading(1.0), TRIED, REFUTED]))
+    def has_been_tried(self, model: ModelName, reading: TrialReading | None) -> None:
+        one = self._pending(model)
+        if one is None:
+            return
+        bundle = one.bundle_sha256
+        self.tell(TrialRefused(bundle, "other inputs") if reading is None else TrialMeasured(bundle, reading))
+
+    @rule(model=st.sampled_from(MODELS), latency_ms=st.sampled_from([None, 1.0]))
+    def knows_how_it_was_before(self, model: ModelName, latency_ms: float | None) -> None:
+        one = self._pending(model)
+        if one is None:
+            return
+        self.tell(BeforeMeasured(one.bundle_sha256, latency_ms))
+
     @rule(model=st.sampled_from(MODELS), window=st.sampled_from([GOOD, BAD, SILENT]))
     def has_measured(self, model: ModelName, window: WindowReport) -> None:
         one = self._pending(model)
-        assume(one is not None)
-        assert one is not None
+        if one is None:
+            return
         self.tell(WindowMeasured(one.bundle_sha256, window, Slo()))
 
     @rule(number=st.integers(1, 4), model=st.sampled_from(MODELS))
@@ -580,11 +667,85 @@ class AnyHistory(RuleBasedStateMachine):
                 assert active is not None
                 assert active.bundle_sha256 == update.release.bundle_sha256
 
+    @invariant()
+    def is_tried_only_beside_something_else(self) -> None:
+        for model in self.state.models.values():
+            update, active = model.update, model.slots.active
+            if update is not None and update.phase is Phase.TRYING:
+                assert active is not None
+                assert active.bundle_sha256 != update.release.bundle_sha256
+
+    @invariant()
+    def is_put_off_only_where_it_is_asked_and_watched(self) -> None:
+        for model in self.state.models.values():
+            update = model.update
+            if update is not None and (update.deferral is not None or update.asking is not None):
+                assert update.phase in (Phase.WAITING, Phase.READY)
+                assert update.watch is not None
+            if update is not None and update.watch is None:
+                assert update.phase in (Phase.MANIFEST, Phase.FILES, Phase.TESTING)
+
+    def teardown(self) -> None:
+        """However it came here: a device whose world answers ends everything in the end, each watch once."""
+        watched = {
+            (model.update.watch.rollout, name): self.judged[model.update.watch.rollout, name]
+            for name, model in self.state.models.items()
+            if model.update is not None and model.update.watch is not None
+        }
+        self._live_on()
+        assert all(model.update is None for model in self.state.models.values())
+        for key, before in watched.items():
+            assert self.judged[key] == before + 1
+
+    def _live_on(self) -> None:
+        """Answer every question from now on, as a quiet device outside its windows that never consents does."""
+        events: deque[Event] = deque([PowerCameBack(frozenset())])
+        wakes: set[float] = set()
+        for _ in range(2000):
+            if not events:
+                if all(model.update is None for model in self.state.models.values()):
+                    return
+                assert wakes, "it waits for nothing"
+                self.now = max(self.now, min(wakes))
+                wakes = {at for at in wakes if at > self.now}
+                events.append(TimeCame())
+            event = events.popleft()
+            if isinstance(event, SelfTestDone):
+                self.proven.add(event.bundle)
+            for effect in self.tell(event):
+                if isinstance(effect, WakeAt):
+                    wakes.add(effect.at)
+                elif (answer := self._answer(effect, well=False)) is not None:
+                    events.append(answer)
+        raise AssertionError("it never ends")
+
+    def _answer(self, effect: Effect, *, well: bool) -> Event | None:
+        match effect:
+            case FetchManifest(one):
+                return ManifestReady(one.bundle_sha256, manifest(one), HARDWARE)
+            case FetchFiles(one):
+                return FilesReady(one.bundle_sha256, 1)
+            case SelfTest(one):
+                return SelfTestDone(one.bundle_sha256, None, "")
+            case ReadClock(one):
+                return ClockRead(one.bundle_sha256, 2, 130 if well else 600)
+            case AskConsent(one, stage) if well:
+                return ConsentGiven(one.bundle_sha256, stage)
+            case AskConsent(one, stage):
+                return ConsentDeferred(one.bundle_sha256, stage, "busy", 300.0)
+            case BeginTrial(one) | ReadTrial(one):
+                return TrialMeasured(one.bundle_sha256, TRIED if well else TrialReading(1e6))
+            case OpenWindow(one) | Measure(one):
+                window = GOOD if well else WindowReport(seconds=30.0)
+                return WindowMeasured(one.bundle_sha256, window, Slo())
+            case _:
+                return None
+
     def _pending(self, model: ModelName) -> ReleaseRef | None:
         update = self.state.models.get(model, ModelState()).update
         return None if update is None else update.release
 
-    def _watch(self) -> Watch:
+    def _watch(self, activation: Activation) -> Watch:
         self.rollouts += 1
         return Watch(
             rollout=RolloutId(f"r{self.rollouts}"),
@@ -592,119 +753,11 @@ class AnyHistory(RuleBasedStateMachine):
             window_s=10,
             window_max_s=30,
             deadline_s=1000,
+            download_s=500,
             requests_min=5,
+            activation=activation,
         )
 
 
-AnyHistory.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+AnyHistory.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 TestAnyHistory = AnyHistory.TestCase
-
-
-# -- arranging ---------------------------------------------------------------------------------------------------------
-
-
-def fresh() -> DeviceState:
-    return DeviceState(FLEET, DEVICE)
-
-
-def serving(active: ReleaseRef, standby: ReleaseRef | None = None) -> DeviceState:
-    return replace(fresh(), counter=1, models={active.model: ModelState(Slots(active, standby))})
-
-
-def in_testing(one: ReleaseRef, watch: Watch | None = None) -> DeviceState:
-    """R1 serves, `one` waits for its self-test."""
-    pending = Update(one, watch, Phase.TESTING, began_at=NOW, deadline_at=None)
-    return replace(serving(R1), counter=2, models={one.model: ModelState(Slots(R1), pending)})
-
-
-def in_probation(one: ReleaseRef) -> DeviceState:
-    """`one` has just taken over from R1."""
-    state, _ = tell(in_testing(one, WATCH), SelfTestDone(one.bundle_sha256, None, ""))
-    return state
-
-
-def run_update(state: DeviceState, one: ReleaseRef) -> tuple[DeviceState, tuple[Effect, ...]]:
-    state, _ = tell(state, assign(state.counter + 1, one))
-    state, _ = tell(state, ManifestReady(one.bundle_sha256, manifest(one), HARDWARE))
-    state, _ = tell(state, FilesReady(one.bundle_sha256, 1))
-    return tell(state, SelfTestDone(one.bundle_sha256, None, ""))
-
-
-def tell(state: DeviceState, event: Event, now: float = NOW) -> tuple[DeviceState, tuple[Effect, ...]]:
-    return advance(state, event, now)
-
-
-def assign(
-    counter: int,
-    *releases: ReleaseRef,
-    signed: tuple[ReleaseRef, ...] | None = None,
-    watch: Watch | None = None,
-    device: DeviceId = DEVICE,
-    fleet: FleetId = FLEET,
-    expires_at: float | None = None,
-    at: float = NOW,
-) -> AssignmentArrived:
-    """Return an assignment of `releases`, of which `signed` (all) are targets."""
-    assignment = Assignment(
-        fleet=fleet,
-        device=device,
-        counter=counter,
-        issued_at=at,
-        expires_at=at + 3600 if expires_at is None else expires_at,
-        models=tuple(ModelAssignment(release=one, watch=watch) for one in releases),
-    )
-    targets = {
-        target_path(one.model, one.version): Target(one.bundle_sha256, one.bundle_length)
-        for one in (releases if signed is None else signed)
-    }
-    return AssignmentArrived(assignment, digest(repr(assignment).encode()), targets)
-
-
-def manifest(one: ReleaseRef, hardware: HardwareMatch | None = None) -> Manifest:
-    tensor = TensorSpec(name="x", datatype="FP32", shape=(-1, 4))
-    return Manifest(
-        model=one.model,
-        version=one.version,
-        release=one.release,
-        inputs=(tensor,),
-        outputs=(tensor,),
-        files=(describe_file("m.onnx", b"model"), describe_file("golden.npz", b"cases")),
-        variants=(
-            Variant(
-                name="cpu",
-                runtime="onnxruntime",
-                precision="fp32",
-                files=("m.onnx",),
-                hardware=hardware or HardwareMatch(),
-            ),
-        ),
-        golden=Golden(file="golden.npz"),
-    )
-
-
-def slots(state: DeviceState) -> Slots:
-    return state.models[R1.model].slots
-
-
-def bodies(effects: tuple[Effect, ...]) -> list[object]:
-    return [effect.body for effect in effects if isinstance(effect, Report)]
-
-
-def refusals(effects: tuple[Effect, ...]) -> list[Refusal]:
-    return [body.refusal for body in bodies(effects) if isinstance(body, AssignmentRefused)]
-
-
-def steps(effects: tuple[Effect, ...]) -> list[Step]:
-    return [body.step for body in bodies(effects) if isinstance(body, StepReached)]
-
-
-def failures(effects: tuple[Effect, ...]) -> list[Refusal | None]:
-    return [body.refusal for body in bodies(effects) if isinstance(body, StepReached) and body.step is Step.FAILED]
-
-
-def outcomes(effects: tuple[Effect, ...]) -> list[OutcomeReported]:
-    return [body for body in bodies(effects) if isinstance(body, OutcomeReported)]
-
-
-def faults(effects: tuple[Effect, ...]) -> int:
-    return sum(isinstance(body, FaultSeen) for body in bodies(effects))

@@ -68,6 +68,12 @@ examples:
   muster-agent trial digits --canary 5%      it answers a twentieth of the requests
   muster-agent trial digits --end
 """
+_CONSENT = """\
+examples:
+  muster-agent consent digits 2.1.0                       may it take over now?
+  muster-agent consent --stage download digits 2.1.0
+  muster-agent consent digits 2.1.0 --json | jq .go_on
+"""
 _COMPLETIONS = {
     "bash": "complete -W '{words}' -o default muster-agent",
     "zsh": "#compdef muster-agent\ncompctl -k '({words})' -f muster-agent",
@@ -147,6 +153,13 @@ def _parser() -> argparse.ArgumentParser:
     act.add_argument("--end", action="store_true", help="end the trial")
     trial.add_argument("--json", action="store_true", help="print the agent's answer as it is")
     _add_endpoint(trial)
+
+    consent = add("consent", "show whether this device would let a release take over now, and why not", _CONSENT)
+    consent.add_argument("model", metavar="MODEL")
+    consent.add_argument("version", metavar="VERSION")
+    consent.add_argument("--stage", choices=("download", "activate"), default="activate", help="default: activate")
+    consent.add_argument("--json", action="store_true", help="the answer and every rule, as JSON")
+    _add_endpoint(consent)
 
     _add_batch(add("batch", "run the rows of a file through a model, when the device has time", _BATCH))
 
@@ -292,6 +305,12 @@ def _trial(options: argparse.Namespace) -> None:
     trial(options)
 
 
+def _consent(options: argparse.Namespace) -> None:
+    from muster_agent.cli.consent import consent
+
+    consent(options)
+
+
 def _batch(options: argparse.Namespace) -> None:
     from muster_agent.cli.batch import batch
 
@@ -309,6 +328,7 @@ _COMMANDS: dict[str, Callable[[Any], None]] = {
     "infer": _infer,
     "predict": _predict,
     "trial": _trial,
+    "consent": _consent,
     "batch": _batch,
     "completion": _completion,
 }

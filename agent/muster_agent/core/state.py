@@ -1,7 +1,8 @@
 """The device's durable state: what is saved in one transaction before anything is done about it.
 
     DeviceState ── models ── ModelState ─┬─ slots: active | standby   (both runnable, one serves)
-                                         └─ update: the one change under way, or None
+                                         ├─ update: the one change under way, or None
+                                         └─ failed: what there is of a release that may be tried again
 
 Pure values; `update.advance` is the only place that makes new ones from old ones.
 """
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from muster_shared.assignment import Watch
+from muster_shared.assignment import Activation, Trial, Watch
 from muster_shared.ids import DeviceId, FleetId, ModelName, RolloutId, Sha256
 from muster_shared.messages import ReleaseRef
 
@@ -18,10 +19,23 @@ from muster_shared.messages import ReleaseRef
 class Phase(Enum):
     """Where an update stands; `update` draws the machine."""
 
+    WAITING = "waiting"
+    """Whether it may be downloaded now is asked."""
     MANIFEST = "manifest"
     FILES = "files"
     TESTING = "testing"
+    READY = "ready"
+    """Proven and staged; whether it may take over now is asked."""
+    TRYING = "trying"
+    """Beside what serves, on live inputs."""
     PROBATION = "probation"
+
+
+class Stage(Enum):
+    """What a device may say "later" to."""
+
+    DOWNLOAD = "download"
+    ACTIVATE = "activate"
 
 
 @dataclass(frozen=True)
@@ -40,6 +54,30 @@ class Slots:
 
 
 @dataclass(frozen=True)
+class Deferral:
+    """The device says later. Its deadlines stand still meanwhile."""
+
+    reason: str
+    since: float
+    until: float
+    """When it looks again."""
+    told: str
+    """The reason that was reported last,"""
+    told_at: float
+    """and when."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What a trial on live inputs came to."""
+
+    compared: int
+    disagreed: int
+    latency_ms_p95: float | None
+    detail: str
+
+
+@dataclass(frozen=True)
 class Update:
     """A change under way, or the watch over a held-back control (`sham`: the release already runs)."""
 
@@ -52,8 +90,32 @@ class Update:
     window_from: float | None = None
     """When the probation window opened."""
     boots: int = 0
-    """Starts of the agent during probation: a release that takes the device down is rolled back."""
+    """Starts of the agent while it ran on live inputs: a release that takes the device down does not stay."""
     bytes_fetched: int = 0
+    download_at: float | None = None
+    """When all bytes must be here."""
+    asking: Stage | None = None
+    """What the device's own rules are asked now; an answer that was not asked for counts for nothing."""
+    deferral: Deferral | None = None
+    deferred_s: float = 0.0
+    aside: bool = False
+    """Put off, its engine was let go: nobody holds two models in memory for days. It is proven again in time."""
+    cleared: bool = False
+    """It may go on as soon as that is done, also when its window has closed meanwhile."""
+    """In deferrals that are over."""
+    trying_from: float = 0.0
+    tried: Tried | None = None
+    latency_ms_p95_before: float | None = None
+    """Of what served in the time before the window."""
+
+    @property
+    def activation(self) -> Activation | None:
+        """What is asked before it takes over; None: nothing, it is called back."""
+        return None if self.watch is None else self.watch.activation
+
+    @property
+    def trial(self) -> Trial | None:
+        return None if self.watch is None else self.watch.activation.trial
 
 
 @dataclass(frozen=True)
@@ -64,6 +126,7 @@ class Settled:
     rollout: RolloutId
     wave: int
     good: bool
+    attempt: int = 1
 
 
 @dataclass(frozen=True)
@@ -72,6 +135,8 @@ class ModelState:
     update: Update | None = None
     settled: Settled | None = None
     last_error: str | None = None
+    failed: ReleaseRef | None = None
+    """The release of the last update, when that failed: what there is of it stays for another attempt."""
 
 
 @dataclass(frozen=True)

@@ -1,207 +1,83 @@
-"""The update machine: every transition of a device's models stands here.
+"""The update machine: every transition of a device's models stands here, and in `recovery` those after a loss.
 
-                       AssignmentArrived (device, counter, expiry and target fit)
-                                  │
-          ┌───────────────────────┼──────────────────────────┐
-     new release              in standby                already active
-          ▼                       │                          │
-      MANIFEST ─▶ FILES ─▶ TESTING ◀┘                         │ (watched: a held-back control)
-          │         │         │ golden cases pass             ▼
-          │         │         ├──────────── switch ──▶ PROBATION ─▶ committed
-          ▼         ▼         ▼                          │
-        failed: what served before goes on serving       └─▶ rolled back to standby, no download
+    AssignmentArrived (device, counter, expiry and target fit)
+        ├─ new release ─▶ WAITING ─▶ MANIFEST ─▶ FILES ─┐    ┌── it was put off ──┐
+        │                (consent)                      ▼    ▼                    │
+        ├─ in standby ────────────────────────────────▶ TESTING ──────────▶ READY ┘
+        │                                           (golden cases)    (windows, consent)
+        └─ already active, watched: a held-back control ──────────────────▶ │
+                                                                            ├─▶ TRYING (live inputs)
+                                                                            │      │
+                                                                     switch ▼      ▼ switch
+        before the switch: failed, what served goes on serving              PROBATION ─┬─▶ committed
+                                                                                       └─▶ back to standby
 
 `advance(state, event, now) -> (state, effects)`. The caller saves the state and the `Report`s in one transaction, then
 carries out the rest; each effect may be repeated, because after power loss `PowerCameBack` issues it again.
+
+WAITING and READY are passed at once where the watch asks for nothing (`activation` has its rules), TRYING where it
+wants no trial (`trial`). A device that is called back (no watch) is never deferred: neither windows, nor its own rules,
+nor a trial stand between it and the release that its operator wants back.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import assert_never
 
-from muster_agent.core.health import Health, judge
-from muster_agent.core.state import DeviceState, ModelState, Phase, Settled, Slots, Update
+from muster_agent.core import activation, recovery
+from muster_agent.core.deadlines import deadlines, look_s, overdue, trial_looks, with_clock
+from muster_agent.core.events import (
+    AssignmentArrived,
+    BeforeMeasured,
+    BeginTrial,
+    ClockRead,
+    Collect,
+    ConsentDeferred,
+    ConsentGiven,
+    Effect,
+    EndTrial,
+    Event,
+    FetchFailed,
+    FetchFiles,
+    FetchManifest,
+    FilesReady,
+    ManifestReady,
+    PowerCameBack,
+    Report,
+    Retire,
+    SelfTest,
+    SelfTestDone,
+    Serve,
+    ServeFailed,
+    StopFetching,
+    TimeCame,
+    TrialMeasured,
+    TrialRefused,
+    WakeAt,
+    WindowMeasured,
+)
+from muster_agent.core.probation import fail, measure_before, open_window, wake_in_probation, window_measured
+from muster_agent.core.reports import step
+from muster_agent.core.state import DeviceState, ModelState, Phase, Slots, Tried, Update
+from muster_agent.core.trial import Passing, TrialVerdict, judge, too_little
 from muster_agent.core.trust import Target
 from muster_shared.assignment import Assignment, ModelAssignment, Watch
-from muster_shared.bundle import Manifest, Slo, target_path
+from muster_shared.bundle import Manifest, target_path
 from muster_shared.ids import ModelName, Sha256
-from muster_shared.messages import (
-    AssignmentRefused,
-    EventBody,
-    FaultSeen,
-    Hardware,
-    OutcomeReported,
-    Refusal,
-    ReleaseRef,
-    Step,
-    StepReached,
-    WindowReport,
-)
+from muster_shared.messages import AssignmentRefused, Hardware, Refusal, ReleaseRef, Step
 from muster_shared.variants import choose
 
-WINDOW_SLACK_S = 0.1  # A wake-up may come a little early by the other clock.
-BOOTS_IN_PROBATION_MAX = 3  # Two unlucky power cuts are forgiven, a release that takes the device down is not.
-
-
-@dataclass(frozen=True)
-class AssignmentArrived:
-    """An assignment whose signature holds, with its digest and the targets that TUF vouches for now."""
-
-    assignment: Assignment
-    digest: Sha256
-    targets: Mapping[str, Target]
-
-
-@dataclass(frozen=True)
-class ManifestReady:
-    """The manifest of a release is on disk and hashes to what was assigned."""
-
-    bundle: Sha256
-    manifest: Manifest
-    hardware: Hardware
-
-
-@dataclass(frozen=True)
-class FilesReady:
-    """All files of the chosen variant are on disk, durable and verified."""
-
-    bundle: Sha256
-    bytes_fetched: int
-
-
-@dataclass(frozen=True)
-class FetchFailed:
-    bundle: Sha256
-    refusal: Refusal
-    detail: str
-
-
-@dataclass(frozen=True)
-class SelfTestDone:
-    """The golden cases ran on the engine that will serve, and it is warm. `refusal` is None when they passed."""
-
-    bundle: Sha256
-    refusal: Refusal | None
-    detail: str
-
-
-@dataclass(frozen=True)
-class WindowMeasured:
-    bundle: Sha256
-    window: WindowReport
-    slo: Slo
-
-
-@dataclass(frozen=True)
-class ServeFailed:
-    """A slot that should serve does not load."""
-
-    bundle: Sha256
-    detail: str
-
-
-@dataclass(frozen=True)
-class PowerCameBack:
-    """The agent starts. `broken`: slots whose files are not what they were."""
-
-    broken: frozenset[Sha256]
-
-
-@dataclass(frozen=True)
-class TimeCame:
-    """A wake-up; harmless at any moment."""
-
-
-Event = (
-    AssignmentArrived
-    | ManifestReady
-    | FilesReady
-    | FetchFailed
-    | SelfTestDone
-    | WindowMeasured
-    | ServeFailed
-    | PowerCameBack
-    | TimeCame
-)
-
-
-@dataclass(frozen=True)
-class FetchManifest:
-    release: ReleaseRef
-
-
-@dataclass(frozen=True)
-class FetchFiles:
-    release: ReleaseRef
-
-
-@dataclass(frozen=True)
-class StopFetching:
-    bundle: Sha256
-
-
-@dataclass(frozen=True)
-class SelfTest:
-    """Verify the files, load, run the golden cases, warm up; answered by `SelfTestDone`."""
-
-    release: ReleaseRef
-
-
-@dataclass(frozen=True)
-class Serve:
-    """Let `release` take the model's traffic: loaded already after a self-test, to be loaded after a start."""
-
-    release: ReleaseRef
-
-
-@dataclass(frozen=True)
-class Retire:
-    model: ModelName
-
-
-@dataclass(frozen=True)
-class OpenWindow:
-    """Start counting what `release` serves."""
-
-    release: ReleaseRef
-
-
-@dataclass(frozen=True)
-class Measure:
-    """Read the window; answered by `WindowMeasured`."""
-
-    release: ReleaseRef
-
-
-@dataclass(frozen=True)
-class Report:
-    body: EventBody
-
-
-@dataclass(frozen=True)
-class WakeAt:
-    at: float
-
-
-@dataclass(frozen=True)
-class Collect:
-    """Delete every stored file that no release of `keep` needs."""
-
-    keep: frozenset[Sha256]
-
-
-Effect = (
-    FetchManifest
-    | FetchFiles
-    | StopFetching
-    | SelfTest
-    | Serve
-    | Retire
-    | OpenWindow
-    | Measure
-    | Report
-    | WakeAt
-    | Collect
+__all__ = (
+    "AssignmentArrived",
+    "Effect",
+    "Event",
+    "FilesReady",
+    "Report",
+    "Result",
+    "SelfTestDone",
+    "TimeCame",
+    "advance",
+    "kept",
 )
 
 Result = tuple[DeviceState, tuple[Effect, ...]]
@@ -213,29 +89,52 @@ def advance(state: DeviceState, event: Event, now: float) -> Result:
         case AssignmentArrived():
             return _assignment(state, event, now)
         case PowerCameBack(broken):
-            return _each_model(state, lambda name, model: _power_came_back(name, model, broken, now), collect=True)
+            return _each_model(
+                state, lambda name, model: recovery.power_came_back(name, model, broken, now), collect=True
+            )
         case TimeCame():
             return _each_model(state, lambda _, model: _time_came(model, now))
         case ServeFailed(bundle, detail):
-            return _each_model(state, lambda _, model: _serve_failed(model, bundle, detail, now), collect=True)
-        case ManifestReady() | FilesReady() | FetchFailed() | SelfTestDone() | WindowMeasured():
+            return _each_model(state, lambda _, model: recovery.serve_failed(model, bundle, detail, now), collect=True)
+        case _:
             for name in sorted(state.models):
                 model = state.models[name]
                 if model.update is not None and model.update.release.bundle_sha256 == event.bundle:
                     return _update(state, name, model, model.update, event, now)
             return state, ()  # It was called off meanwhile.
-        case _:
-            assert_never(event)
 
 
 def kept(state: DeviceState) -> frozenset[Sha256]:
-    """Return the bundles whose files must stay: both slots and the update of each model."""
+    """Return the bundles whose files must stay: both slots and the update of each model, and what failed last."""
+    return _running(state) | _resting(state)
+
+
+def _running(state: DeviceState) -> frozenset[Sha256]:
     return frozenset(
         release.bundle_sha256
         for model in state.models.values()
-        for release in (model.slots.active, model.slots.standby, model.update.release if model.update else None)
+        for release in (model.slots.active, model.slots.standby, _underway(model))
         if release is not None
     )
+
+
+def _underway(model: ModelState) -> ReleaseRef | None:
+    return None if model.update is None or model.update.aside else model.update.release
+
+
+def _resting(state: DeviceState) -> frozenset[Sha256]:
+    resting = {model.failed.bundle_sha256 for model in state.models.values() if model.failed is not None}
+    for model in state.models.values():
+        if model.update is not None and model.update.aside:
+            resting.add(model.update.release.bundle_sha256)
+    return frozenset(resting) - _running(state)
+
+
+def _collect(state: DeviceState) -> Collect:
+    return Collect(kept(state), _resting(state))
+
+
+# -- assignments -------------------------------------------------------------------------------------------------------
 
 
 def _assignment(state: DeviceState, event: AssignmentArrived, now: float) -> Result:
@@ -269,7 +168,7 @@ def _assignment(state: DeviceState, event: AssignmentArrived, now: float) -> Res
             effects.append(StopFetching(update.release.bundle_sha256))
         effects.append(Retire(name))
     state = replace(state, counter=assignment.counter, assignment=event.digest, models=models)
-    return state, (*effects, Collect(kept(state)))
+    return state, (*effects, _collect(state))
 
 
 def _target_problem(release: ReleaseRef, targets: Mapping[str, Target]) -> str | None:
@@ -285,43 +184,72 @@ def _target_problem(release: ReleaseRef, targets: Mapping[str, Target]) -> str |
 def _aim(model: ModelState, wanted: ModelAssignment, now: float) -> tuple[ModelState, list[Effect]]:
     """Turn one model towards `wanted`: go on, call off, go back to standby, watch, or begin to fetch."""
     release, watch, update = wanted.release, wanted.watch, model.update
-    effects: list[Effect] = []
     if update is None and _is_settled(model, release, watch):
         return model, []  # It was judged, perhaps rolled back; this assignment is for another model's sake.
-    if update is not None:
-        if update.release.bundle_sha256 == release.bundle_sha256 and update.watch == watch:
-            return model, []
-        called_off = update.release.bundle_sha256 != release.bundle_sha256
-        if called_off and update.phase is not Phase.PROBATION:
-            effects.append(StopFetching(update.release.bundle_sha256))
-            effects.append(_step(update, Step.CANCELLED, now))
+    if update is not None and update.release.bundle_sha256 == release.bundle_sha256 and update.watch == watch:
+        return model, []
+    effects = [] if update is None else _leave(update, release, now)
+    model = replace(model, failed=None)
     fresh = Update(
         release=release,
         watch=watch,
         phase=Phase.MANIFEST,
         began_at=now,
         deadline_at=None if watch is None else now + watch.deadline_s,
+        download_at=None if watch is None or watch.download_s is None else now + watch.download_s,
     )
     active = model.slots.active
     if active is not None and active.bundle_sha256 == release.bundle_sha256:
-        slots = replace(model.slots, active=release)
-        if watch is None:
-            if update is not None:
-                effects.append(_step(fresh, Step.COMMITTED, now))
-            return replace(model, slots=slots, update=None, last_error=None), effects
-        sham = update is None or update.sham or update.release.bundle_sha256 != release.bundle_sha256
-        fresh = replace(fresh, phase=Phase.PROBATION, sham=sham, window_from=now)
-        effects += [_step(fresh, Step.ACCEPTED, now), OpenWindow(release), WakeAt(now + watch.window_s)]
-        return replace(model, slots=slots, update=fresh), effects
-    effects.append(_step(fresh, Step.ACCEPTED, now))
-    if fresh.deadline_at is not None:
-        effects.append(WakeAt(fresh.deadline_at))
+        model = replace(model, slots=replace(model.slots, active=release))
+        return _keep_serving(model, fresh, update, effects, now)
+    effects += [step(fresh, Step.ACCEPTED, now), *deadlines(fresh)]
     if model.slots.holds(release.bundle_sha256) is not None:
         fresh = replace(fresh, phase=Phase.TESTING)
-        effects.append(SelfTest(release))
-    else:
-        effects.append(FetchManifest(release))
-    return replace(model, update=fresh), effects
+        return replace(model, update=fresh), [*effects, SelfTest(release)]
+    fresh = replace(fresh, phase=Phase.WAITING)
+    model, more = _gate(replace(model, update=fresh), fresh, now)
+    return model, effects + more
+
+
+def _leave(update: Update, release: ReleaseRef, now: float) -> list[Effect]:
+    """Return what ends `update` for the sake of `release`, which may be the same."""
+    effects: list[Effect] = [EndTrial(update.release)] if update.phase is Phase.TRYING else []
+    if update.release.bundle_sha256 != release.bundle_sha256 and update.phase is not Phase.PROBATION:
+        effects += [StopFetching(update.release.bundle_sha256), step(update, Step.CANCELLED, now)]
+    return effects
+
+
+def _keep_serving(
+    model: ModelState, fresh: Update, before: Update | None, effects: list[Effect], now: float
+) -> tuple[ModelState, list[Effect]]:
+    """Aim at what serves already: commit it, or watch it."""
+    if fresh.watch is None:
+        if before is not None:
+            effects.append(step(fresh, Step.COMMITTED, now))
+        return replace(model, update=None, last_error=None), effects
+    effects.append(step(fresh, Step.ACCEPTED, now))
+    if before is None or before.sham or before.release.bundle_sha256 != fresh.release.bundle_sha256:
+        fresh = replace(fresh, phase=Phase.READY, sham=True)
+        model, more = _gate(replace(model, update=fresh), fresh, now)
+        return model, effects + more
+    fresh = replace(fresh, tried=before.tried, latency_ms_p95_before=before.latency_ms_p95_before)
+    model, more = open_window(model, fresh, now)
+    return model, effects + more
+
+
+def _is_settled(model: ModelState, release: ReleaseRef, watch: Watch | None) -> bool:
+    """Return whether `watch` over `release` had its outcome, and what followed from it still stands."""
+    settled, active = model.settled, model.slots.active
+    if settled is None or watch is None:
+        return False
+    if (settled.bundle, settled.rollout, settled.wave) != (release.bundle_sha256, watch.rollout, watch.wave):
+        return False
+    if settled.good:
+        return active is not None and active.bundle_sha256 == release.bundle_sha256
+    return watch.attempt <= settled.attempt
+
+
+# -- one update --------------------------------------------------------------------------------------------------------
 
 
 def _update(
@@ -329,48 +257,65 @@ def _update(
     name: ModelName,
     model: ModelState,
     update: Update,
-    event: ManifestReady | FilesReady | FetchFailed | SelfTestDone | WindowMeasured,
+    event: (
+        ManifestReady
+        | FilesReady
+        | FetchFailed
+        | SelfTestDone
+        | ClockRead
+        | ConsentGiven
+        | ConsentDeferred
+        | TrialMeasured
+        | TrialRefused
+        | BeforeMeasured
+        | WindowMeasured
+    ),
     now: float,
 ) -> Result:
+    """Let `event` happen to `update`; in a phase that does not wait for it, it changes nothing."""
     effects: list[Effect]
-    match event:
-        case ManifestReady(_, manifest, hardware):
-            if update.phase is not Phase.MANIFEST:
-                return state, ()
+    match event, update.phase:
+        case ManifestReady(_, manifest, hardware), Phase.MANIFEST:
             refusal, detail = _manifest_problem(manifest, update.release, hardware)
             if refusal is not None:
-                model, effects = _fail(model, update, refusal, detail, now)
+                model, effects = fail(model, update, refusal, detail, now)
             else:
                 update = replace(update, phase=Phase.FILES)
                 model = replace(model, update=update)
-                effects = [_step(update, Step.FETCHING, now), FetchFiles(update.release)]
-        case FilesReady(_, bytes_fetched):
-            if update.phase is not Phase.FILES:
-                return state, ()
+                effects = [step(update, Step.FETCHING, now), FetchFiles(update.release)]
+        case FilesReady(_, bytes_fetched), Phase.FILES:
             update = replace(update, phase=Phase.TESTING, bytes_fetched=bytes_fetched)
             model = replace(model, update=update)
-            effects = [_step(update, Step.TESTING, now), SelfTest(update.release)]
-        case FetchFailed(_, refusal, detail):
-            if update.phase not in (Phase.MANIFEST, Phase.FILES):
-                return state, ()
-            model, effects = _fail(model, update, refusal, detail, now)
-        case SelfTestDone(_, failed, detail):
-            if update.phase is not Phase.TESTING:
-                return state, ()
-            if failed is not None:
-                model, effects = _fail(model, update, failed, detail, now)
-            else:
-                model, effects = _switch(model, update, now)
-        case WindowMeasured(_, window, slo):
-            if update.phase is not Phase.PROBATION or update.watch is None:
-                return state, ()
-            model, effects = _window_measured(model, update, window, slo, now)
+            effects = [step(update, Step.TESTING, now), SelfTest(update.release)]
+        case FetchFailed(_, failed, detail), Phase.MANIFEST | Phase.FILES:
+            model, effects = fail(model, update, failed, detail, now)
+        case SelfTestDone(_, None, _), Phase.TESTING:
+            model, effects = _gate(model, replace(update, phase=Phase.READY), now)
+        case SelfTestDone(_, failed, detail), Phase.TESTING:
+            assert failed is not None
+            model, effects = fail(model, update, failed, detail, now)
+        case ClockRead(_, weekday, minute), Phase.READY if update.asking is None:
+            model, effects = _clock_read(model, update, weekday, minute, now)
+        case ConsentGiven(_, stage), Phase.WAITING | Phase.READY if update.asking is stage:
+            model, effects = _go_on(model, update, now)
+        case ConsentDeferred(_, stage, reason, retry_after_s), Phase.WAITING | Phase.READY if update.asking is stage:
+            model, effects = _defer(model, update, reason, retry_after_s, now)
+        case TrialMeasured(_, reading), Phase.TRYING:
+            assert update.trial is not None, "it would not be in this phase"
+            verdict = judge(update.trial, reading)
+            tried = Tried(reading.compared, reading.disagreed, reading.latency_ms_p95, verdict.detail)
+            model, effects = _tried(model, replace(update, tried=tried), verdict, now)
+        case TrialRefused(_, detail), Phase.TRYING:
+            assert update.trial is not None, "it would not be in this phase"
+            verdict = too_little(update.trial, detail)
+            model, effects = _tried(model, replace(update, tried=Tried(0, 0, None, detail)), verdict, now)
+        case BeforeMeasured(_, latency_ms_p95), Phase.PROBATION:
+            model, effects = replace(model, update=replace(update, latency_ms_p95_before=latency_ms_p95)), []
+        case WindowMeasured(_, window, slo), Phase.PROBATION if update.watch is not None:
+            model, effects = window_measured(model, update, window, slo, now)
         case _:
-            assert_never(event)
-    state = replace(state, models={**state.models, name: model})
-    if model.update is None:
-        effects.append(Collect(kept(state)))
-    return state, tuple(effects)
+            return state, ()
+    return _with_models(state, {**state.models, name: model}, effects, collect=model.update is None)
 
 
 def _manifest_problem(
@@ -387,6 +332,74 @@ def _manifest_problem(
     return None, ""
 
 
+# -- may it, and does it do --------------------------------------------------------------------------------------------
+
+
+def _gate(model: ModelState, update: Update, now: float) -> tuple[ModelState, list[Effect]]:
+    """Ask what is to be asked in WAITING or READY; go on where nothing is."""
+    update, effects = (update, []) if update.cleared else activation.look(model, update)
+    return (replace(model, update=update), effects) if effects else _go_on(model, update, now)
+
+
+def _clock_read(
+    model: ModelState, update: Update, weekday: int, minute: int, now: float
+) -> tuple[ModelState, list[Effect]]:
+    windows = () if update.activation is None else update.activation.windows
+    minutes = activation.opens_in(windows, weekday, minute)
+    if minutes != 0:
+        wait_s = activation.LOOK_S_MAX if minutes is None else minutes * 60.0
+        return _defer(model, update, "outside its maintenance windows", wait_s, now)
+    update, effects = activation.ask(update)
+    return (replace(model, update=update), effects) if effects else _go_on(model, update, now)
+
+
+def _defer(
+    model: ModelState, update: Update, reason: str, wait_s: float, now: float
+) -> tuple[ModelState, list[Effect]]:
+    update, effects = activation.defer(update, reason, wait_s, now)
+    too_late = activation.too_late(update, now)
+    if too_late is not None:
+        return fail(model, update, Refusal.NO_CONSENT, too_late, now)
+    return replace(model, update=replace(update, aside=update.phase is Phase.READY and not update.sham)), effects
+
+
+def _go_on(model: ModelState, update: Update, now: float) -> tuple[ModelState, list[Effect]]:
+    """Leave WAITING or READY: nothing speaks against it."""
+    update = activation.over(update, now)
+    if update.phase is Phase.WAITING:
+        update = replace(update, phase=Phase.MANIFEST)
+        return replace(model, update=update), [*deadlines(update), FetchManifest(update.release)]
+    if update.aside:
+        update = replace(update, phase=Phase.TESTING, aside=False, cleared=True)
+        return replace(model, update=update), [*deadlines(update), SelfTest(update.release)]
+    if update.sham:
+        before = measure_before(update, update.release)
+        model, opening = open_window(model, update, now)
+        return model, before + opening
+    trial, active = update.trial, model.slots.active
+    if trial is None or active is None or active.bundle_sha256 == update.release.bundle_sha256:
+        return _switch(model, update, now)
+    update = replace(update, phase=Phase.TRYING, trying_from=now, boots=0)
+    return replace(model, update=update), [
+        step(update, Step.TRYING, now),
+        BeginTrial(update.release, trial),
+        WakeAt(now + look_s(trial.seconds_max)),
+        *deadlines(update),
+    ]
+
+
+def _tried(model: ModelState, update: Update, verdict: TrialVerdict, now: float) -> tuple[ModelState, list[Effect]]:
+    match verdict.passing:
+        case Passing.UNDECIDED:
+            return model, []
+        case Passing.PASSES:
+            return _switch(model, update, now)
+        case Passing.FAILS:
+            return fail(model, update, Refusal.TRIAL_FAILED, verdict.detail, now)
+        case _:
+            assert_never(verdict.passing)
+
+
 def _switch(model: ModelState, update: Update, now: float) -> tuple[ModelState, list[Effect]]:
     previous, release, watch = model.slots.active, update.release, update.watch
     standby = previous
@@ -394,66 +407,18 @@ def _switch(model: ModelState, update: Update, now: float) -> tuple[ModelState, 
         standby = model.slots.standby  # It took over meanwhile, because the slot that served was lost.
     slots = Slots(active=release, standby=standby)
     back = previous is not None and release.release < previous.release
-    effects: list[Effect] = [_step(update, Step.ROLLED_BACK if back else Step.SWITCHED, now), Serve(release)]
+    reached = Step.ROLLED_BACK if back else Step.SWITCHED
+    detail = "" if update.tried is None else update.tried.detail
+    effects: list[Effect] = [step(update, reached, now, detail=detail)]
+    model = replace(model, slots=slots, last_error=None)
     if watch is None:
-        effects.append(_step(update, Step.COMMITTED, now))
-        return replace(model, slots=slots, update=None, last_error=None), effects
-    update = replace(update, phase=Phase.PROBATION, window_from=now)
-    effects += [OpenWindow(release), WakeAt(now + watch.window_s)]
-    return replace(model, slots=slots, update=update, last_error=None), effects
+        return replace(model, update=None), [*effects, Serve(release), step(update, Step.COMMITTED, now)]
+    effects += [*measure_before(update, previous), Serve(release)]
+    model, opening = open_window(model, update, now)
+    return model, effects + opening
 
 
-def _window_measured(
-    model: ModelState, update: Update, window: WindowReport, slo: Slo, now: float
-) -> tuple[ModelState, list[Effect]]:
-    watch = update.watch
-    assert watch is not None  # Only a watched release is in probation.
-    assert update.window_from is not None
-    if window.seconds < watch.window_s - WINDOW_SLACK_S:
-        # The wall clock was set forward; the window is measured by one that nobody sets.
-        update = replace(update, window_from=now - window.seconds)
-        return replace(model, update=update), [WakeAt(now + watch.window_s - window.seconds)]
-    judgement = judge(window, slo, watch.requests_min)
-    match judgement.health:
-        case Health.BAD:
-            return _turn_back(model, update, judgement.reason, now, window)
-        case Health.TOO_LITTLE if window.seconds < watch.window_max_s - WINDOW_SLACK_S:
-            return model, [WakeAt(now + min(max(watch.window_s / 2, 0.5), watch.window_max_s - window.seconds))]
-        case Health.TOO_LITTLE:
-            reason = f"no traffic to judge by ({judgement.reason}); the golden cases passed"
-        case Health.GOOD:
-            reason = judgement.reason
-        case _:
-            assert_never(judgement.health)
-    effects = _outcome(update, True, reason, window)
-    if not update.sham:
-        effects.append(_step(update, Step.COMMITTED, now))
-    return replace(model, update=None, settled=_settled(update, good=True)), effects
-
-
-def _turn_back(
-    model: ModelState, update: Update, reason: str, now: float, window: WindowReport | None = None
-) -> tuple[ModelState, list[Effect]]:
-    """End a probation badly: back to standby where there is one. A control has nothing newer to leave."""
-    effects = _outcome(update, False, reason, window)
-    settled = _settled(update, good=False)
-    standby = model.slots.standby
-    if update.sham or standby is None:
-        return replace(model, update=None, settled=settled, last_error=reason), effects
-    effects += [_step(update, Step.ROLLED_BACK, now, detail=reason), Serve(standby)]
-    return ModelState(slots=Slots(active=standby), settled=settled, last_error=reason), effects
-
-
-def _fail(
-    model: ModelState, update: Update, refusal: Refusal, detail: str, now: float
-) -> tuple[ModelState, list[Effect]]:
-    effects: list[Effect] = [
-        StopFetching(update.release.bundle_sha256),
-        _step(update, Step.FAILED, now, refusal, detail),
-        *_outcome(update, False, f"{refusal.value}: {detail}"),
-    ]
-    settled = _settled(update, good=False)
-    return replace(model, update=None, settled=settled, last_error=f"{refusal.value}: {detail}"), effects
+# -- time --------------------------------------------------------------------------------------------------------------
 
 
 def _time_came(model: ModelState, now: float) -> tuple[ModelState, list[Effect]]:
@@ -461,96 +426,21 @@ def _time_came(model: ModelState, now: float) -> tuple[ModelState, list[Effect]]
     if update is None:
         return model, []
     if update.phase is Phase.PROBATION:
-        if update.watch is None or update.window_from is None:
-            return model, []
-        window_from = min(update.window_from, now)  # A clock that was set back must not hold the window open for ever.
-        if window_from != update.window_from:
-            model = replace(model, update=replace(update, window_from=window_from))
-        if now >= window_from + update.watch.window_s:
-            return model, [Measure(update.release)]
-        return model, [WakeAt(window_from + update.watch.window_s)]
-    if update.deadline_at is not None and update.watch is not None:
-        # A clock that was set back must not put the deadline off.
-        update = replace(update, deadline_at=min(update.deadline_at, now + update.watch.deadline_s))
-        model = replace(model, update=update)
-    if update.deadline_at is not None and now >= update.deadline_at:
-        return _fail(model, update, Refusal.TIMED_OUT, f"still {update.phase.value} at the deadline", now)
-    return model, [] if update.deadline_at is None else [WakeAt(update.deadline_at)]
+        return wake_in_probation(model, update, now)
+    if update.deferral is not None:
+        update, effects = activation.look_again(model, update, now)
+        too_late = activation.too_late(update, now)
+        if too_late is not None:
+            return fail(model, update, Refusal.NO_CONSENT, too_late, now)
+        return (replace(model, update=update), effects) if effects else _go_on(model, update, now)
+    update = with_clock(update, now)
+    problem = overdue(update, now)
+    if problem:
+        return fail(model, update, Refusal.TIMED_OUT, problem, now)
+    return replace(model, update=update), [*deadlines(update), *trial_looks(update, now)]
 
 
-def _serve_failed(model: ModelState, bundle: Sha256, detail: str, now: float) -> tuple[ModelState, list[Effect]]:
-    active = model.slots.active
-    if active is None or active.bundle_sha256 != bundle:
-        return model, []
-    return _slot_lost(active.model, model, f"{active.model} {active.version} does not load: {detail}", now)
-
-
-def _power_came_back(
-    name: ModelName, model: ModelState, broken: frozenset[Sha256], now: float
-) -> tuple[ModelState, list[Effect]]:
-    slots, update = model.slots, model.update
-    if slots.standby is not None and slots.standby.bundle_sha256 in broken:
-        slots = replace(slots, standby=None)
-        model = replace(model, slots=slots)
-    if slots.active is not None and slots.active.bundle_sha256 in broken:
-        return _slot_lost(name, model, f"the files of {name} {slots.active.version} are damaged", now)
-    if update is not None and update.phase is Phase.PROBATION and update.boots + 1 >= BOOTS_IN_PROBATION_MAX:
-        reason = f"the agent started {update.boots + 1} times during probation"
-        model, effects = _turn_back(model, update, reason, now)
-        return model, effects if effects[-1:] and isinstance(effects[-1], Serve) else [*effects, *_serve(model)]
-    effects = _serve(model)
-    if update is None:
-        return model, effects
-    match update.phase:
-        case Phase.MANIFEST:
-            effects.append(FetchManifest(update.release))
-        case Phase.FILES:
-            effects.append(FetchFiles(update.release))
-        case Phase.TESTING:
-            effects.append(SelfTest(update.release))
-        case Phase.PROBATION:
-            update = replace(update, boots=update.boots + 1, window_from=now)
-            effects += [OpenWindow(update.release), WakeAt(now + (update.watch.window_s if update.watch else 0.0))]
-        case _:
-            assert_never(update.phase)
-    if update.phase is not Phase.PROBATION and update.deadline_at is not None:
-        effects.append(WakeAt(update.deadline_at))
-    return replace(model, update=update), effects
-
-
-def _slot_lost(name: ModelName, model: ModelState, detail: str, now: float) -> tuple[ModelState, list[Effect]]:
-    """The active slot cannot serve: standby takes over, or the release is fetched again."""
-    effects: list[Effect] = [Report(FaultSeen(model=name, detail=detail))]
-    lost, update, settled = model.slots.active, model.update, model.settled
-    assert lost is not None
-    if update is not None and update.phase is Phase.PROBATION:
-        effects += _outcome(update, False, detail)
-        settled = _settled(update, good=False)
-        update = None
-    standby = model.slots.standby
-    if standby is not None:
-        effects += [Serve(standby)]
-        model = ModelState(slots=Slots(active=standby), update=update, settled=settled, last_error=detail)
-    else:
-        effects += [Retire(name)]
-        model = ModelState(slots=Slots(), update=update, settled=settled, last_error=detail)
-        if update is None:
-            model = replace(model, update=Update(lost, None, Phase.MANIFEST, began_at=now, deadline_at=None))
-    if model.update is not None:
-        match model.update.phase:
-            case Phase.FILES:
-                effects.append(FetchFiles(model.update.release))
-            case Phase.TESTING:
-                effects.append(SelfTest(model.update.release))
-            case Phase.MANIFEST | Phase.PROBATION:
-                effects.append(FetchManifest(model.update.release))
-            case _:
-                assert_never(model.update.phase)
-    return model, effects
-
-
-def _serve(model: ModelState) -> list[Effect]:
-    return [] if model.slots.active is None else [Serve(model.slots.active)]
+# ----------------------------------------------------------------------------------------------------------------------
 
 
 def _each_model(
@@ -564,58 +454,17 @@ def _each_model(
     for name in sorted(state.models):
         models[name], more = change(name, state.models[name])
         effects += more
-    state = replace(state, models=models)
-    if collect:
-        effects.append(Collect(kept(state)))
+    return _with_models(state, models, effects, collect=collect)
+
+
+def _with_models(
+    state: DeviceState, models: Mapping[ModelName, ModelState], effects: list[Effect], *, collect: bool
+) -> Result:
+    before, state = _resting(state), replace(state, models=models)
+    if collect or _resting(state) != before:
+        effects.append(_collect(state))
     return state, tuple(effects)
-
-
-def _settled(update: Update, *, good: bool) -> Settled | None:
-    watch = update.watch
-    return None if watch is None else Settled(update.release.bundle_sha256, watch.rollout, watch.wave, good)
-
-
-def _is_settled(model: ModelState, release: ReleaseRef, watch: Watch | None) -> bool:
-    """Return whether `watch` over `release` had its outcome, and what followed from it still stands."""
-    settled, active = model.settled, model.slots.active
-    if settled is None or watch is None:
-        return False
-    if (settled.bundle, settled.rollout, settled.wave) != (release.bundle_sha256, watch.rollout, watch.wave):
-        return False
-    return not settled.good or (active is not None and active.bundle_sha256 == release.bundle_sha256)
 
 
 def _refuse(assignment: Assignment, refusal: Refusal, detail: str) -> Report:
     return Report(AssignmentRefused(refusal=refusal, counter=assignment.counter, detail=detail))
-
-
-def _step(update: Update, step: Step, now: float, refusal: Refusal | None = None, detail: str = "") -> Report:
-    return Report(
-        StepReached(
-            release=update.release,
-            step=step,
-            rollout=None if update.watch is None else update.watch.rollout,
-            bytes_fetched=update.bytes_fetched,
-            seconds=max(0.0, now - update.began_at),
-            refusal=refusal,
-            detail=detail,
-        )
-    )
-
-
-def _outcome(update: Update, good: bool, reason: str, window: WindowReport | None = None) -> list[Effect]:
-    """The bit for the gate, if someone watches."""
-    if update.watch is None:
-        return []
-    return [
-        Report(
-            OutcomeReported(
-                release=update.release,
-                rollout=update.watch.rollout,
-                wave=update.watch.wave,
-                good=good,
-                reason=reason,
-                window=window,
-            )
-        )
-    ]

@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,16 +98,30 @@ class PsutilHost:
     def _temperature(self) -> float | None:
         if not self._has_sensors:
             return None
-        try:
-            readings = psutil.sensors_temperatures()
-        except (AttributeError, OSError, ValueError):
-            readings = {}
+        readings = _temperatures()
         self._has_sensors = bool(readings)  # Sensors do not appear later; looking for them walks sysfs.
-        for name in (*_SENSORS, *sorted(readings)):
-            for reading in readings.get(name, ()):
-                if reading.current > 0:
-                    return float(reading.current)
-        return None
+        return _of_the_processor(readings)
+
+
+def read_temperature() -> float | None:
+    """Return the temperature of the processor in °C, as far as the host tells."""
+    return _of_the_processor(_temperatures())
+
+
+def _temperatures() -> Mapping[str, Sequence[float]]:
+    try:
+        found = psutil.sensors_temperatures()
+    except (AttributeError, OSError, ValueError):
+        return {}
+    return {name: [float(reading.current) for reading in readings] for name, readings in found.items()}
+
+
+def _of_the_processor(readings: Mapping[str, Sequence[float]]) -> float | None:
+    for name in (*_SENSORS, *sorted(readings)):
+        for celsius in readings.get(name, ()):
+            if celsius > 0:
+                return celsius
+    return None
 
 
 def _known(read: Callable[[], float]) -> float | None:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -285,6 +285,20 @@ class ServingTable:
         if beside is not None:
             log.info("trial_ended", model=model, version=beside.trial.version)
             self._retire(beside.place)
+
+    def promote(self, model: ModelName, manifest_sha256: Sha256) -> bool:
+        """Let the candidate of `model` serve from now on, as it is loaded; False when this release is not on trial."""
+        with self._lock:
+            beside = self.trials.get(model)
+            if beside is None or beside.place.served.manifest_sha256 != manifest_sha256:
+                return False
+            place, old = beside.place, self.serving.get(model)
+            place.served = replace(place.served, slot="active")
+            self.serving = {**self.serving, model: place}
+            self.trials = {name: other for name, other in self.trials.items() if name != model}
+        log.info("serving_switched", model=model, version=place.version, engine=place.served.session.achieved.engine)
+        self._retire(old)
+        return True
 
     def enter(self, model: str, version: str | None = None) -> Place:
         """Return the place that serves `model` for one request, which must `leave` it once.

@@ -2,7 +2,8 @@
 
     Truth ── kind, harmed devices ──▶ self-test · requests, errors, labels, latency in the window · crash · brick
 
-Implements `muster_agent.ports.Lab`. As the real one, it hashes the files before it runs them, and answers later.
+Implements `muster_agent.ports.Lab`, `Trials` and `Lately`: a trial finds what the window would find. As the real one,
+it hashes the files before it runs them, and answers later.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +12,9 @@ from enum import Enum
 from random import Random
 from typing import Protocol
 
-from muster_agent.ports import Lab, Store
+from muster_agent.core.trial import TrialReading
+from muster_agent.ports import Lab, Lately, Store, Trials
+from muster_shared.assignment import Trial
 from muster_shared.bundle import Manifest, Variant
 from muster_shared.ids import DeviceId, ModelName, Sha256
 from muster_shared.messages import Refusal, ReleaseRef, Tuning, WindowReport
@@ -58,6 +61,10 @@ class Answers(Protocol):
 
     def serve_failed(self, bundle: Sha256, detail: str) -> None: ...
 
+    def trial_measured(self, bundle: Sha256, reading: TrialReading) -> None: ...
+
+    def trial_refused(self, bundle: Sha256, detail: str) -> None: ...
+
     def taken_down(self, by: ReleaseRef, off_s: float) -> None:
         """The release took the device down."""
         ...
@@ -67,7 +74,13 @@ class Answers(Protocol):
         ...
 
 
-class ScriptedLab(Lab):
+@dataclass(frozen=True)
+class _Trying:
+    trial: Trial
+    since: float
+
+
+class ScriptedLab(Lab, Trials, Lately):
     """The lab of one process: what is loaded is gone with it."""
 
     def __init__(
@@ -92,9 +105,12 @@ class ScriptedLab(Lab):
         self._candidates: set[Sha256] = set()
         self._wanted: dict[ModelName, Sha256] = {}
         self._windows: dict[Sha256, float] = {}
+        self._trying: dict[Sha256, _Trying] = {}
+        self._chance = stage.random(f"trials/{device}/{stage.timeline.now}")
+        """Of trials and of the time before a window: what they draw changes nothing else."""
         self._ended = False
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """The process is gone, and with it whatever was under way."""
         self._ended = True
 
@@ -123,6 +139,7 @@ class ScriptedLab(Lab):
             return
         if bundle in self._candidates:
             self._candidates.discard(bundle)
+            self._trying.pop(bundle, None)
             self._switch(release, manifest, variants)
             return
 
@@ -143,6 +160,7 @@ class ScriptedLab(Lab):
     def drop(self, keep: frozenset[Sha256]) -> None:
         self._candidates &= keep
         self._windows = {bundle: since for bundle, since in self._windows.items() if bundle in keep}
+        self._trying = {bundle: trying for bundle, trying in self._trying.items() if bundle in keep}
 
     def open_window(self, release: ReleaseRef) -> None:
         self._windows[release.bundle_sha256] = self._stage.timeline.now
@@ -180,6 +198,39 @@ class ScriptedLab(Lab):
     def served(self, model: ModelName) -> Serving | None:
         return Serving("scripted", 0, None) if model in self.serving else None
 
+    # -- ports.Trials --------------------------------------------------------------------------------------------------
+
+    def begin(self, release: ReleaseRef, manifest: Manifest, variants: tuple[Variant, ...], trial: Trial) -> None:
+        bundle = release.bundle_sha256
+
+        def work() -> None:
+            if not all(self._store.verify(file) for file in files_of(manifest, variants)):
+                self._answers.trial_refused(bundle, "a file was damaged on the disk")
+                return
+            self._trying[bundle] = _Trying(trial, self._stage.timeline.now)
+            self._candidates.add(bundle)
+            if self._truth(release) is Kind.CRASHING:
+                self._take_down_in_trial(release)
+
+        self._later(0.1 if bundle in self._candidates else 1.0, work)
+
+    def read(self, release: ReleaseRef) -> None:
+        trying = self._trying.get(release.bundle_sha256)
+        if trying is not None:
+            reading = self._reading(release, trying)
+            self._later(0.01, lambda: self._answers.trial_measured(release.bundle_sha256, reading))
+
+    def end(self, release: ReleaseRef) -> None:
+        self._trying.pop(release.bundle_sha256, None)
+
+    # -- ports.Lately --------------------------------------------------------------------------------------------------
+
+    def latency_ms_p95(self, release: ReleaseRef, seconds: float, requests_min: int) -> float | None:
+        if seconds * self._requests_per_s < requests_min or release.model not in self.serving:
+            return None
+        slow = self._truth(release) is Kind.SLOW
+        return self._chance.uniform(90.0, 200.0) if slow else self._chance.uniform(8.0, 30.0)
+
     # ----------------------------------------------------------------------------------------------------------------
 
     def _prove(
@@ -197,6 +248,31 @@ class ScriptedLab(Lab):
         self.serving[release.model] = release
         self._stage.observers.served(self._device, release, manifest, variants[0])
         self._stage.history.add(self._device, "serves", release.model, release.version)
+
+    def _reading(self, release: ReleaseRef, trying: _Trying) -> TrialReading:
+        seconds = self._stage.timeline.now - trying.since
+        count = int(seconds * self._requests_per_s * trying.trial.share)
+        kind = self._truth(release)
+        errors = count // 2 if kind is Kind.FAILING else 0
+        compared = count - errors if trying.trial.mode == "shadow" else 0
+        latency = self._chance.uniform(90.0, 200.0) if kind is Kind.SLOW else self._chance.uniform(19.0, 20.0)
+        return TrialReading(
+            seconds=seconds,
+            compared=compared,
+            disagreed=int(compared * (0.67 if kind is Kind.INACCURATE else 0.005)),
+            answered=count - errors,
+            errors=errors,
+            latency_ms_p95=latency if count else None,
+            serving_answered=count,
+            serving_latency_ms_p95=19.5 if count else None,
+        )
+
+    def _take_down_in_trial(self, release: ReleaseRef) -> None:
+        def fall() -> None:
+            if release.bundle_sha256 in self._trying and not self._stage.is_peaceful:
+                self._answers.taken_down(release, self._chance.uniform(3.0, 12.0))
+
+        self._later(self._chance.uniform(2.5, 12.0), fall)
 
     def _take_down(self, release: ReleaseRef, delay_s: float, off_s: float) -> None:
         def fall() -> None:
