@@ -4,6 +4,7 @@
 #   make test ARGS='-k rollout'
 #   make check                format, lint, types, import contracts
 #   make bench                measured figures of the README
+#   make bench-rollout        the gate and the rollouts against their peers' rules; ten minutes
 #   make bench-serving        our serving against its peers and the bare engine; needs wrk, takes half an hour
 
 SHELL := /bin/sh
@@ -14,7 +15,7 @@ PARTS := shared agent controller simulator
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench bench-serving lock clean
+.PHONY: help install demo test check bench bench-serving bench-rollout lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -42,6 +43,9 @@ bench: install
 
 bench-serving: install
 	@PYTHONPATH=tests $(BIN)/python -m bench.serving $(ARGS)
+
+bench-rollout: install
+	@PYTHONPATH=tests $(BIN)/python -m bench.rollout $(ARGS)
 
 # The lock names no host: hashes alone say what is installed.
 lock:

@@ -1,6 +1,6 @@
 """The server's configuration: read once, passed down, never changed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from muster_controller.broker.embedded import BrokerKind
@@ -19,6 +19,8 @@ class ServerConfig:
 
     Attributes:
         data: its folder; one controller at a time may use it.
+        database: its URL, which may hold a password; None: a SQLite file in `data`. Of several controllers that share
+            one, one leads and the others stand by.
         port: of the API and the page, on 127.0.0.1; 0 takes a free one.
         broker_url: of a broker that somebody else runs; None starts one.
         broker_kind: which program to start.
@@ -28,6 +30,7 @@ class ServerConfig:
     """
 
     data: Path = DATA
+    database: str | None = field(default=None, repr=False)
     fleet: FleetId = FLEET
     port: int = PORT
     broker_url: str | None = None

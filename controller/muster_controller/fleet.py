@@ -1,28 +1,39 @@
-"""The fleet: takes what devices say and operators order, lets the core decide, saves it, and publishes what follows.
+"""The fleet: takes what devices say and operators order, and lets the engine decide and carry out.
 
-    wire ─ received ─▶ parse at the edge ─▶ core.rollout.advance ─▶ ledger (one transaction) ─▶ wire
-    api  ─ create_rollout, order ─▶   ▲                                                         assignments, acks
-    time ─ tick ──────────────────────┘
+    wire ─ received ─▶ parse at the edge ─▶ events of the rollouts that the device is in ─┐
+    api  ─ create_rollout, roll_back, order ──────────────────────────────────────────────┼▶ engine ─▶ ledger ─▶ wire
+    time ─ tick: rollouts that are due, devices that are due (`mending`), chunks, trust ──┘
 
-Everything is computed from rows, and every step is idempotent, so that it may be killed between any two of them: what
-was saved and not published is published again at the next connect. Ports only, so the simulator runs this very class.
-Single-threaded: whoever owns it calls it from one thread.
+Ports only, so the simulator runs this very class. Single-threaded: whoever owns it calls it from one thread.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import log as ln
 from random import Random
 
 import structlog
 
-from muster_controller.core import rollout as machine
-from muster_controller.core.policy import Policy, check
-from muster_controller.core.rollout import DeviceFacts, Order, Rollout
+from muster_controller.core.policy import Policy, check, satisfiable, with_declared_latency
+from muster_controller.core.rollout import machine
+from muster_controller.core.rollout.events import (
+    DeviceChanged,
+    DeviceJoined,
+    DeviceLeft,
+    Order,
+    Ordered,
+    OutcomeArrived,
+    StepArrived,
+    Superseded,
+    Tick,
+)
+from muster_controller.core.rollout.state import ENDED, Outcome, Rollout
 from muster_controller.courier import Courier
+from muster_controller.engine import Engine
 from muster_controller.errors import Conflict, NotFound
-from muster_controller.ports import Baseline, Desired, Device, Ledger, Note, Registry, Wire
-from muster_shared.assignment import LIFETIME_S, Assignment, ModelAssignment, Watch
+from muster_controller.groups import active, can_run, device_class, facts_of, labels_of, selected
+from muster_controller.mending import LATE_WAVE, Mender, has_say
+from muster_controller.ports import Desired, Device, Ledger, Registry, Wire
 from muster_shared.errors import WireError
 from muster_shared.ids import DeviceId, FleetId, ModelName, RolloutId
 from muster_shared.messages import (
@@ -36,21 +47,21 @@ from muster_shared.messages import (
     StepReached,
     Twin,
     Want,
+    WindowReport,
     decode,
     encode,
 )
 from muster_shared.topics import Channel, ControllerTopic, DeviceTopic, Topic, TrustTopic, WantTopic
-from muster_shared.variants import choose
 
 log = structlog.get_logger()
 
-LATE_WAVE = 1_000_000  # The wave of a device that gets the release after the rollout has finished.
 TICK_S = 0.25
-RECONCILE_S = 1.0
 TRUST_EVERY_S = 300.0
-RESEND_S = 60.0  # How long a device may take to obey before its assignment is published again.
-RETRY_S = 3600.0
 ANNOUNCE_S = 60.0  # By then, after a new session, every device that is there has said so.
+LATENCY_RATIO_MAX = 1e3  # Beyond this a device measured nonsense; the gate clips far below it.
+
+AT_ONCE = Policy(waves=("100%",), controls_per_device=0, success_required=0.0)
+"""The policy of a rollback that waits for nothing."""
 
 
 @dataclass
@@ -76,8 +87,18 @@ class Fleet:
         session: str,
     ) -> None:
         self.id = fleet
-        self.counters = Counters()
         self.courier = Courier(registry, wire, clock)
+        self._counters = Counters()
+        self._mender = Mender()
+        self._engine = Engine(
+            fleet,
+            ledger=ledger,
+            registry=registry,
+            wire=wire,
+            clock=clock,
+            told=lambda desired: self._mender.told(desired, clock()),
+            rearranged=self._mender.all_due,
+        )
         self._ledger = ledger
         self._registry = registry
         self._wire = wire
@@ -85,14 +106,16 @@ class Fleet:
         self._random = random
         self._session = session
         self._connects = 0
-        self._outbox: list[tuple[Topic, bytes, bool]] = []
         self._trust_at = float("-inf")
-        self._reconciled_at = float("-inf")
+        self._ticked_at = float("-inf")
         self._connected_at: float | None = None
         """Of the newest connect, until who was not heard since has been taken for offline."""
-        self._said_at: dict[DeviceId, float] = {}
         self._missed: set[DeviceId] = set()
         """Taken for offline because they did not answer in time, not because they or the broker said so."""
+
+    @property
+    def counters(self) -> Counters:
+        return replace(self._counters, assignments=self._engine.assignments)
 
     # -- the broker --------------------------------------------------------------------------------------------------
 
@@ -101,13 +124,13 @@ class Fleet:
         self._connects += 1
         self._connected_at = self._clock()
         self.publish_trust()
-        with self._transaction():
+        with self._engine.transaction():
             for desired in self._ledger.all_desired():
                 if desired.envelope:
-                    self._send(DeviceTopic(desired.device, Channel.ASSIGNMENT), desired.envelope, retain=True)
+                    self._engine.send(DeviceTopic(desired.device, Channel.ASSIGNMENT), desired.envelope, retain=True)
         session = ControllerSession(session=f"{self._session}-{self._connects}", sent_at=self._clock())
-        self._send(ControllerTopic(), encode(session), retain=True)
-        self._publish()
+        self._engine.send(ControllerTopic(), encode(session), retain=True)
+        self._engine.publish()
 
     def publish_trust(self) -> None:
         """Publish the TUF metadata; to be called whenever it changed."""
@@ -130,221 +153,55 @@ class Fleet:
                 case _:
                     raise WireError("nothing that a controller listens to")
         except WireError as error:
-            self.counters.malformed += 1
-            if self.counters.malformed < 10:
+            self._counters.malformed += 1
+            if self._counters.malformed < 10:
                 log.warning("message_malformed", topic=str(topic), error=str(error))
+
+    # -- time --------------------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
         """Do what is due: verdicts, waves, late devices, renewals, chunks."""
         now = self._clock()
-        with self._transaction():
-            for rollout in self._ledger.rollouts(running=True):
-                self._advance(rollout, machine.Tick(self._facts(rollout)))
-            if not self._reconciled_at <= now < self._reconciled_at + RECONCILE_S:
-                self._reconciled_at = now
-                self._reconcile(now)
-        self._publish()
+        is_set_back = now < self._ticked_at
+        self._ticked_at = now
+        try:
+            with self._engine.transaction():
+                for rollout in self._ledger.rollouts(running=True):
+                    # A look is never further away than LOOK_S, unless the clock was set back while we were not there.
+                    if is_set_back or now >= rollout.due_at or rollout.due_at > now + machine.LOOK_S:
+                        self._engine.advance(rollout, Tick(self._engine.facts(rollout)))
+                self._miss_silent(now)
+                self._mender.turn(self._engine)
+        except BaseException:
+            self.moved()
+            raise
+        self._engine.publish()
         self.courier.tick()
         if now >= self._trust_at + TRUST_EVERY_S or now < self._trust_at:
             self.publish_trust()
 
-    # -- operators ---------------------------------------------------------------------------------------------------
+    def note(self, what: str, subject: str, detail: str, actor: str) -> None:
+        """Write a line into the fleet's history."""
+        with self._engine.transaction():
+            self._engine.note(what, subject, detail, actor)
 
-    def create_rollout(self, model: ModelName, version: str, policy: Policy, actor: str) -> Rollout:
-        """Start bringing `version` of `model` to the devices that the policy selects and that can run it.
-
-        Raises:
-            PolicyInvalid: the policy cannot be evaluated or satisfied.
-            NotFound: no such release.
-            Conflict: another rollout of the model is under way, or no device could run the release.
-        """
-        check(policy)
-        release = self._registry.release(model, version)
-        if release is None:
-            raise NotFound("model", f"{model} {version}")
-        with self._transaction():
-            for other in self._ledger.rollouts(running=True):
-                if other.model == model:
-                    raise Conflict(f"rollout {other.id} of {model} is {other.state.value}; finish or abort it first")
-            baseline = self._ledger.baseline(model)
-            if baseline is not None and baseline.release.bundle_sha256 == release.bundle_sha256:
-                raise Conflict(f"{model} {version} is what the fleet runs already")
-            devices = self._eligible(release, policy.selector)
-            if not devices:
-                raise Conflict(f"no known device that the selector names can run {model} {version}")
-            rollout = machine.create(
-                RolloutId(f"{model}-{version.replace('.', '-').lower()}-{self._random.getrandbits(24):06x}"),
-                release,
-                None if baseline is None else baseline.release,
-                policy,
-                devices,
-                now=self._clock(),
-                actor=actor,
-                shuffle=self._random.shuffle,
-            )
-            self._ledger.save_rollout(rollout, None)
-            self._note("rollout_created", rollout.id, f"{model} {version} to {len(devices)} devices", actor)
-        self.tick()
-        return self._ledger.rollout(rollout.id) or rollout
-
-    def order(self, rollout_id: RolloutId, order: Order, actor: str, reason: str) -> Rollout:
-        """Pause, resume, abort or roll back. Raises NotFound, OrderRefused, Conflict."""
-        with self._transaction():
-            rollout = self._ledger.rollout(rollout_id)
-            if rollout is None:
-                raise NotFound("rollout", rollout_id)
-            if order is Order.ROLL_BACK:
-                baseline = self._ledger.baseline(rollout.model)
-                if baseline is None or baseline.release != rollout.release:
-                    raise Conflict(f"{rollout.model} {rollout.release.version} is not what the fleet runs any more")
-                if any(other.model == rollout.model for other in self._ledger.rollouts(running=True)):
-                    raise Conflict(f"another rollout of {rollout.model} is under way; finish or abort it first")
-            rollout = self._advance(rollout, machine.Ordered(order, actor, reason))
-            self._note(f"rollout_{order.value}", rollout_id, reason, actor)
-        self._publish()
-        return rollout
-
-    # -- what devices say --------------------------------------------------------------------------------------------
-
-    def _presence(self, device_id: DeviceId, presence: Presence) -> None:
-        if presence.device != device_id:
-            raise WireError(f"presence of {presence.device} on the topic of {device_id}")
-        with self._transaction():
-            device = self._ledger.device(device_id) or Device(device_id)
-            if not presence.online and device.boot not in ("", presence.boot):
-                return  # The will of a former life.
-            if presence.online or device.online:
-                log.debug("presence", device=device_id, online=presence.online)
-            self._missed.discard(device_id)
-            # It may be a retained copy, which is no sign of life: only a new twin is, and it follows at once.
-            self._ledger.save_device(replace(device, online=presence.online, boot=presence.boot))
-
-    def _twin(self, device_id: DeviceId, twin: Twin) -> None:
-        if twin.device != device_id:
-            raise WireError(f"twin of {twin.device} on the topic of {device_id}")
-        with self._transaction():
-            device = self._ledger.device(device_id) or Device(device_id)
-            old = device.twin
-            if old is not None and old.boot == twin.boot and old.sequence >= twin.sequence:
-                return
-            if old is not None and old.boot != twin.boot and old.sent_at > twin.sent_at and device.boot != twin.boot:
-                return  # A late copy of a former life.
-            # Only slow to answer after all: whoever was missed, and speaks, is there.
-            online = device.online or device_id in self._missed
-            self._missed.discard(device_id)
-            self._ledger.save_device(replace(device, online=online, twin=twin, seen_at=self._clock()))
-
-    def _event(self, device_id: DeviceId, event: Event) -> None:
-        if event.device != device_id:
-            raise WireError(f"event of {event.device} on the topic of {device_id}")
-        with self._transaction():
-            if self._ledger.take_event(event):
-                self.counters.events += 1
-                self._take(event)
-            else:
-                self.counters.repeated_events += 1
-        # After the commit: until this arrives, the device keeps the event.
-        self._send(DeviceTopic(device_id, Channel.ACK), encode(Ack(ids=(event.id,))), retain=False)
-        self._publish()
-
-    def _take(self, event: Event) -> None:
-        match event.body:
-            case OutcomeReported(rollout=rollout_id, wave=wave, good=good, reason=reason):
-                self._tell(rollout_id, machine.OutcomeArrived(event.device, wave, good, reason))
-            case StepReached() as body if body.rollout is not None:
-                step = machine.StepArrived(
-                    event.device, body.release.bundle_sha256, body.step, body.bytes_fetched, body.seconds
-                )
-                self._tell(body.rollout, step)
-            case AssignmentRefused(refusal=refusal, detail=detail):
-                self._note("assignment_refused", event.device, f"{refusal.value}: {detail}", event.device)
-            case _:
-                pass
-
-    def _tell(self, rollout_id: RolloutId, event: machine.Event) -> None:
-        rollout = self._ledger.rollout(rollout_id)
-        if rollout is not None:
-            self._advance(rollout, event)
-
-    # -- carrying out ------------------------------------------------------------------------------------------------
-
-    def _advance(self, rollout: Rollout, event: machine.Event) -> Rollout:
-        """Let the core decide and save what it says. Inside a transaction."""
-        after, effects = machine.advance(rollout, event, self._clock())
-        if after is rollout and not effects:
-            return rollout
-        self._ledger.save_rollout(after, rollout)
-        if after.state is not rollout.state:
-            self._note(f"rollout_{after.state.value}", after.id, after.reason)
-        elif after.wave != rollout.wave:
-            self._note("wave_started", after.id, f"wave {after.wave + 1} of {len(after.waves)}")
-        for effect in effects:
-            match effect:
-                case machine.Assign(device, release, watch):
-                    self._assign(device, release, watch)
-                case machine.SetBaseline(release):
-                    self._ledger.save_baseline(Baseline(release, after.id, after.policy.selector))
-        return after
-
-    def _assign(self, device: DeviceId, release: ReleaseRef, watch: Watch | None) -> None:
-        desired = self._ledger.desired(device)
-        wanted = ModelAssignment(release=release, watch=watch)
-        self._issue(replace(desired, models={**desired.models, release.model: wanted}))
-
-    def _issue(self, desired: Desired) -> None:
-        """Sign what a device should run with a higher counter, save it, and publish it after the commit."""
+    def is_due(self) -> bool:
+        """Return whether a rollout waits for `tick`: a wave has ended, or there is more to tell than one turn did."""
         now = self._clock()
-        counter = desired.counter + 1  # From the row that this transaction writes.
-        assignment = Assignment(
-            fleet=self.id,
-            device=desired.device,
-            counter=counter,
-            issued_at=now,
-            expires_at=now + LIFETIME_S,
-            models=tuple(desired.models[name] for name in sorted(desired.models)),
-        )
-        envelope = self._registry.sign_assignment(assignment)
-        self._ledger.save_desired(
-            replace(desired, counter=counter, expires_at=assignment.expires_at, envelope=envelope)
-        )
-        self.counters.assignments += 1
-        self._said_at[desired.device] = now
-        self._send(DeviceTopic(desired.device, Channel.ASSIGNMENT), envelope, retain=True)
+        return any(now >= rollout.due_at for rollout in self._ledger.rollouts(running=True))
 
-    def _reconcile(self, now: float) -> None:
-        """Give late devices the baseline, renew assignments at half their life, and repeat those that got lost."""
-        self._miss_silent(now)
-        busy: set[tuple[ModelName, DeviceId]] = set()
-        for rollout in self._ledger.rollouts(running=True):
-            busy.update((rollout.model, device) for device in rollout.members)
-        baselines = self._ledger.baselines()
-        wanted = {desired.device: desired for desired in self._ledger.all_desired()}
-        for device in self._ledger.devices():
-            if not device.online or device.twin is None:
-                continue
-            desired = wanted.get(device.id, Desired(device.id))
-            missing = [
-                baseline
-                for name, baseline in sorted(baselines.items())
-                if (name, device.id) not in busy
-                and _selected(device, baseline.selector)
-                and not _wants(desired, baseline.release)
-                and self._runs(device, baseline.release)
-            ]
-            if missing:
-                models = dict(desired.models)
-                for baseline in missing:
-                    watch = self._late_watch(baseline)
-                    models[baseline.release.model] = ModelAssignment(release=baseline.release, watch=watch)
-                self._issue(replace(desired, models=models))
-            elif desired.counter and desired.expires_at - now < LIFETIME_S / 2:
-                self._issue(desired)
-            elif _gave_up(device, desired) and now >= self._said_at.setdefault(device.id, now) + RETRY_S:
-                self._issue(desired)  # A full disk, a bad line: what nobody watches is tried again.
-            elif device.twin.counter < desired.counter and now >= self._said_at.get(device.id, 0.0) + RESEND_S:
-                # Whoever has the broker may have put something else in its place.
-                self._said_at[device.id] = now
-                self._send(DeviceTopic(device.id, Channel.ASSIGNMENT), desired.envelope, retain=True)
+    def moved(self) -> None:
+        """The database is not what it was thought to be: look at every device anew."""
+        self._mender.all_due()
+
+    def wake_at(self) -> float:
+        """Return when `tick` is next worth calling, in the clock's seconds; the courier has its own."""
+        moments = [self._trust_at + TRUST_EVERY_S]
+        moments += [rollout.due_at for rollout in self._ledger.rollouts(running=True)]
+        if self._connected_at is not None:
+            moments.append(self._connected_at + ANNOUNCE_S)
+        mending_at = self._mender.wake_at()
+        return min(moments if mending_at is None else [*moments, mending_at])
 
     def _miss_silent(self, now: float) -> None:
         """Take for offline who did not answer the last session: it went unseen, and a broker lost its will."""
@@ -355,91 +212,319 @@ class Fleet:
         for device in self._ledger.devices():
             if device.online and device.seen_at < began_at:
                 self._missed.add(device.id)
-                self._ledger.save_device(replace(device, online=False))
+                self._save(device, replace(device, online=False))
 
-    def _late_watch(self, baseline: Baseline) -> Watch | None:
-        """A device that joins late is watched for its own sake: probation and local rollback as in a wave."""
-        rollout = self._ledger.rollout(baseline.rollout)
-        if rollout is None or rollout.release.bundle_sha256 != baseline.release.bundle_sha256:
-            return None
-        return Watch(
-            rollout=rollout.id,
-            wave=LATE_WAVE,
-            window_s=rollout.policy.window_s,
-            window_max_s=rollout.policy.window_max_s,
-            requests_min=rollout.policy.requests_min,
-            deadline_s=rollout.policy.deadline_s,
+    # -- operators ---------------------------------------------------------------------------------------------------
+
+    def create_rollout(self, model: ModelName, version: str, policy: Policy, actor: str) -> Rollout:
+        """Start bringing `version` of `model` to the devices that the policy selects and that can run it.
+
+        Raises:
+            PolicyInvalid: the policy cannot be evaluated or satisfied.
+            NotFound: no such release.
+            Conflict: no device could run the release, or another rollout of the model has some of these devices and
+                not a lower priority.
+        """
+        check(policy)
+        release = self._release(model, version)
+        with self._engine.transaction():
+            devices = self._eligible(release, policy.selector)
+            if not devices:
+                raise Conflict(f"no known device that the selector names can run {model} {version}")
+            if all(_wants(self._ledger.desired(device.id), release) for device in devices):
+                raise Conflict(f"{model} {version} is what the fleet runs already, as far as the selector names it")
+            satisfiable(policy, len(devices), _classes(devices))
+            rivals = self._rivals(model, devices, policy.priority)
+            previous = self.previous(release, devices)
+            policy, said = self.declared(policy, release, previous)
+            rollout = self._begin(release, previous, policy, devices, actor)
+            if said:
+                self._engine.note("latency_declared", rollout.id, said)
+            self._take_over(rollout, rivals)
+        self.tick()
+        return self._ledger.rollout(rollout.id) or rollout
+
+    def roll_back(
+        self, model: ModelName, version: str, actor: str, reason: str, policy: Policy | None = None
+    ) -> Rollout:
+        """Bring the fleet to an earlier release of `model`: by a rollout of `policy`, or (None) at once and ungated.
+
+        At once, every rollout of the model that is under way is superseded, and devices that are offline are told too.
+
+        Raises:
+            PolicyInvalid, NotFound, Conflict: as `create_rollout`.
+        """
+        if policy is not None:
+            return self.create_rollout(model, version, policy, actor)
+        release = self._release(model, version)
+        with self._engine.transaction():
+            devices = self._eligible(release, "")
+            if not devices:
+                raise Conflict(f"no known device can run {model} {version}")
+            rollout = self._begin(release, self.previous(release, devices), AT_ONCE, devices, actor, reason, True)
+            for other in self._ledger.rollouts(running=True):
+                if other.model == model and other.id != rollout.id:
+                    self._engine.advance(other, Superseded(rollout.id))
+        self.tick()
+        return self._ledger.rollout(rollout.id) or rollout
+
+    def order(self, rollout_id: RolloutId, order: Order, actor: str, reason: str, seconds: float = 0.0) -> Rollout:
+        """Do what an operator orders. Raises NotFound, OrderRefused, Conflict."""
+        with self._engine.transaction():
+            rollout = self._ledger.rollout(rollout_id)
+            if rollout is None:
+                raise NotFound("rollout", rollout_id)
+            if order is Order.ROLL_BACK:
+                self._check_roll_back(rollout)
+            rollout = self._engine.advance(rollout, Ordered(order, actor, reason, seconds))
+            said = reason if order is not Order.EXTEND else f"by {seconds:g} s: {reason}"
+            self._engine.note(f"rollout_{order.value}", rollout_id, said, actor)
+        self._engine.publish()
+        return rollout
+
+    def _check_roll_back(self, rollout: Rollout) -> None:
+        newest = next(iter(self._ledger.baselines(rollout.model)), None)
+        if newest is None or newest.rollout != rollout.id:
+            raise Conflict(
+                f"{rollout.model} {rollout.release.version} is not what the fleet runs any more;"
+                f" `muster rollback {rollout.model} --to VERSION` goes to any earlier release"
+            )
+        for other in self._ledger.rollouts(running=True):
+            if other.model == rollout.model and other.id != rollout.id:
+                raise Conflict(f"rollout {other.id} of {rollout.model} is under way; finish or abort it first")
+
+    def _release(self, model: ModelName, version: str) -> ReleaseRef:
+        release = self._registry.release(model, version)
+        if release is None:
+            raise NotFound("model", f"{model} {version}")
+        return release
+
+    def _begin(
+        self,
+        release: ReleaseRef,
+        previous: ReleaseRef | None,
+        policy: Policy,
+        devices: Sequence[Device],
+        actor: str,
+        reason: str = "",
+        at_once: bool = False,
+    ) -> Rollout:
+        word = "rollback" if at_once else "rollout"
+        name = f"{release.model}-{release.version.replace('.', '-').lower()}-{self._random.getrandbits(24):06x}"
+        rollout = machine.create(
+            RolloutId(name),
+            release,
+            previous,
+            policy,
+            {device.id: device_class(device) for device in devices},
+            now=self._clock(),
+            actor=actor,
+            shuffle=self._random.shuffle,
+            at_once=at_once,
+        )
+        self._ledger.save_rollout(rollout, None, machine.everything(rollout))
+        detail = f"{release.model} {release.version} to {len(devices)} devices" + (f": {reason}" if reason else "")
+        self._engine.note(f"{word}_created", rollout.id, detail, actor)
+        return rollout
+
+    def _rivals(self, model: ModelName, devices: Sequence[Device], priority: int) -> list[Rollout]:
+        """Return the rollouts of lower priority that have some of `devices`. Raises Conflict for the others."""
+        rivals: list[Rollout] = []
+        for other in self._ledger.rollouts(running=True):
+            shared = sum(has_say(other, device.id) for device in devices) if other.model == model else 0
+            if not shared:
+                continue
+            if other.policy.priority >= priority:
+                raise Conflict(
+                    f"rollout {other.id} of {model} is {other.state.value} and has {shared} of these devices;"
+                    f" abort it, wait, select others, or give this one a priority above {other.policy.priority}"
+                )
+            rivals.append(other)
+        return rivals
+
+    def _take_over(self, rollout: Rollout, rivals: Sequence[Rollout]) -> None:
+        for rival in rivals:
+            shared = [device for device in sorted(rollout.members) if has_say(rival, device)]
+            left = [member.device for member in rival.members.values() if member.outcome is not Outcome.LEFT]
+            if all(has_say(rollout, device) for device in left):
+                self._engine.advance(rival, Superseded(rollout.id))
+                continue
+            why = f"rollout {rollout.id} of priority {rollout.policy.priority} took it over"
+            for device in shared:
+                rival = self._engine.advance(rival, DeviceLeft(device, why, is_taken=True))
+            self._engine.note("devices_taken_over", rival.id, f"{len(shared)} by {rollout.id}", rollout.created_by)
+
+    def _eligible(self, release: ReleaseRef, selector: str) -> list[Device]:
+        manifest = self._registry.manifest(release.bundle_sha256)
+        return [device for device in self._ledger.devices() if selected(device, selector) and can_run(device, manifest)]
+
+    def previous(self, release: ReleaseRef, devices: Sequence[Device]) -> ReleaseRef | None:
+        """Return what most of `devices` run now, by their twins, that is not `release`; else the newest baseline."""
+        found: dict[ReleaseRef, int] = {}
+        for device in devices:
+            running = active(device, release.model)
+            if running is not None and running.bundle_sha256 != release.bundle_sha256:
+                found[running] = found.get(running, 0) + 1
+        if found:
+            return max(found, key=lambda each: (found[each], each.release))
+        for baseline in self._ledger.baselines(release.model):
+            if baseline.release.bundle_sha256 != release.bundle_sha256:
+                return baseline.release
+        return None
+
+    def declared(self, policy: Policy, release: ReleaseRef, previous: ReleaseRef | None) -> tuple[Policy, str]:
+        """Return `policy` with what the releases declare of their latency, and a sentence where that changes it."""
+        after = self._registry.manifest(release.bundle_sha256)
+        before = None if previous is None else self._registry.manifest(previous.bundle_sha256)
+        if after is None:
+            return policy, ""
+        return with_declared_latency(
+            policy, None if before is None else before.slo.latency_ms_p95, after.slo.latency_ms_p95
         )
 
-    def _facts(self, rollout: Rollout) -> dict[DeviceId, DeviceFacts]:
-        return {
-            device.id: DeviceFacts(online=device.online, active=_active(device, rollout.model))
-            for device in self._ledger.devices()
-            if device.id in rollout.members
-        }
+    # -- what devices say --------------------------------------------------------------------------------------------
 
-    def _eligible(self, release: ReleaseRef, selector: Mapping[str, str]) -> dict[DeviceId, str]:
-        return {
-            device.id: device.twin.hardware.device_class
-            for device in self._ledger.devices()
-            if device.twin is not None and _selected(device, selector) and self._runs(device, release)
-        }
+    def _presence(self, device_id: DeviceId, presence: Presence) -> None:
+        if presence.device != device_id:
+            raise WireError(f"presence of {presence.device} on the topic of {device_id}")
+        with self._engine.transaction():
+            device = self._ledger.device(device_id) or Device(device_id)
+            if not presence.online and device.boot not in ("", presence.boot):
+                return  # The will of a former life.
+            if presence.online or device.online:
+                log.debug("presence", device=device_id, online=presence.online)
+            self._missed.discard(device_id)
+            # It may be a retained copy, which is no sign of life: only a new twin is, and it follows at once.
+            self._save(device, replace(device, online=presence.online, boot=presence.boot))
+        self._engine.publish()
 
-    def _runs(self, device: Device, release: ReleaseRef) -> bool:
-        manifest = self._registry.manifest(release.bundle_sha256)
-        return manifest is not None and device.twin is not None and choose(manifest, device.twin.hardware) is not None
+    def _twin(self, device_id: DeviceId, twin: Twin) -> None:
+        if twin.device != device_id:
+            raise WireError(f"twin of {twin.device} on the topic of {device_id}")
+        with self._engine.transaction():
+            device = self._ledger.device(device_id) or Device(device_id)
+            old = device.twin
+            if old is not None and old.boot == twin.boot and old.sequence >= twin.sequence:
+                return
+            if old is not None and old.boot != twin.boot and old.sent_at > twin.sent_at and device.boot != twin.boot:
+                return  # A late copy of a former life.
+            # Only slow to answer after all: whoever was missed, and speaks, is there.
+            online = device.online or device_id in self._missed
+            self._missed.discard(device_id)
+            self._save(device, replace(device, online=online, twin=twin, seen_at=self._clock()))
+        self._engine.publish()
 
-    def _note(self, what: str, subject: str, detail: str, actor: str = "controller") -> None:
-        log.info(what, subject=subject, detail=detail, actor=actor)
-        self._ledger.note(Note(self._clock(), what, subject, detail, actor))
+    def _save(self, before: Device, after: Device) -> None:
+        """Save a device, and tell the rollouts what concerns them. Inside a transaction."""
+        self._ledger.save_device(after)
+        if after.twin is None:
+            return
+        self._mender.due(after.id, self._clock())
+        is_regrouped = before.twin is None or labels_of(before) != labels_of(after)
+        for rollout in self._ledger.rollouts(running=True):
+            member = rollout.members.get(after.id)
+            if is_regrouped and (member is None or not member.is_touched):
+                self._regroup(rollout, after)
+            elif member is not None and facts_of(before, rollout.model) != (facts := facts_of(after, rollout.model)):
+                self._engine.advance(rollout, DeviceChanged(after.id, facts))
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """One transaction of the ledger; what was to be said of it is said only if it was committed."""
-        try:
-            with self._ledger.transaction():
-                yield
-        except BaseException:
-            self._outbox.clear()
-            raise
+    def _regroup(self, rollout: Rollout, device: Device) -> None:
+        """Let a device into a rollout, or out of it, as its labels and hardware say now."""
+        policy = rollout.policy
+        is_in = has_say(rollout, device.id)
+        fits = selected(device, policy.selector)
+        if is_in and not fits:
+            why = f"it is not in the group {policy.selector!r} any more"
+            self._engine.advance(rollout, DeviceLeft(device.id, why))
+            self._engine.note("device_left_rollout", device.id, f"{rollout.id}: {why}")
+        elif fits and not is_in and policy.late_joiners == "last_wave" and not rollout.at_once:
+            others = (each for each in self._ledger.rollouts(running=True) if each.model == rollout.model)
+            taken = any(has_say(other, device.id) for other in others)
+            if not taken and can_run(device, self._registry.manifest(rollout.release.bundle_sha256)):
+                self._engine.advance(rollout, DeviceJoined(device.id, device_class(device)))
+                self._engine.note("device_joined_rollout", device.id, f"{rollout.id}: last wave")
 
-    def _send(self, topic: Topic, payload: bytes, *, retain: bool) -> None:
-        """Queue a publish until the transaction that it tells of is committed."""
-        self._outbox.append((topic, payload, retain))
+    def _event(self, device_id: DeviceId, event: Event) -> None:
+        if event.device != device_id:
+            raise WireError(f"event of {event.device} on the topic of {device_id}")
+        with self._engine.transaction():
+            if self._ledger.take_event(event):
+                self._counters.events += 1
+                self._take(event)
+            else:
+                self._counters.repeated_events += 1
+        # After the commit: until this arrives, the device keeps the event.
+        self._engine.send(DeviceTopic(device_id, Channel.ACK), encode(Ack(ids=(event.id,))), retain=False)
+        self._engine.publish()
 
-    def _publish(self) -> None:
-        queued, self._outbox = self._outbox, []
-        for topic, payload, retain in queued:
-            self._wire.publish(topic, payload, qos=1, retain=retain)
+    def _take(self, event: Event) -> None:
+        match event.body:
+            case OutcomeReported() as body:
+                self._outcome(event.device, body)
+            case StepReached() as body if body.rollout is not None:
+                step = StepArrived(
+                    event.device,
+                    body.release.bundle_sha256,
+                    body.step,
+                    body.bytes_fetched,
+                    body.seconds,
+                    refusal=body.refusal,
+                    attempt=body.attempt,
+                    detail=body.detail,
+                    wait_s=None if body.until is None else body.until - event.at,
+                )
+                self._engine.tell(body.rollout, step)
+            case AssignmentRefused(refusal=refusal, detail=detail):
+                self._engine.note("assignment_refused", event.device, f"{refusal.value}: {detail}", event.device)
+            case _:
+                pass
+
+    def _outcome(self, device: DeviceId, body: OutcomeReported) -> None:
+        rollout = self._ledger.rollout(body.rollout)
+        if rollout is None:
+            return
+        if body.wave == LATE_WAVE:
+            self._mender.settled(body.rollout, device)
+            return
+        if rollout.state in ENDED:
+            return
+        trial = rollout.policy.trial
+        window = body.window
+        disagreed = None
+        if trial is not None and window is not None and window.compared:
+            disagreed = window.disagreed > trial.disagreement_max * window.compared
+        self._engine.advance(
+            rollout,
+            OutcomeArrived(
+                device,
+                body.wave,
+                body.good,
+                body.reason,
+                latency=None if window is None else latency_change(window),
+                disagreed=disagreed,
+                bundle=body.release.bundle_sha256,
+                attempt=body.attempt,
+            ),
+        )
 
 
-def _active(device: Device, model: ModelName) -> ReleaseRef | None:
-    if device.twin is None:
+def latency_change(window: WindowReport) -> float | None:
+    """Return log(p95 after / p95 before), finite; None where either is unknown."""
+    before, after = window.latency_ms_p95_before, window.latency_ms_p95
+    if before is None or after is None or not (before > 0 and after > 0):
         return None
-    for each in device.twin.models:
-        if each.model == model and each.active is not None:
-            return each.active
-    return None
+    ratio = min(max(after / before, 1 / LATENCY_RATIO_MAX), LATENCY_RATIO_MAX)
+    return ln(ratio)
 
 
 def _wants(desired: Desired, release: ReleaseRef) -> bool:
     current = desired.models.get(release.model)
-    return current is not None and current.release.bundle_sha256 == release.bundle_sha256
+    return current is not None and current.assignment.release.bundle_sha256 == release.bundle_sha256
 
 
-def _gave_up(device: Device, desired: Desired) -> bool:
-    """Return whether the device obeyed, failed an update that no rollout watches, and rests."""
-    if device.twin is None or device.twin.counter != desired.counter:
-        return False
-    for model in device.twin.models:
-        wanted = desired.models.get(model.model)
-        if wanted is None or wanted.watch is not None or model.phase != "idle":
-            continue
-        if model.active is None or model.active.bundle_sha256 != wanted.release.bundle_sha256:
-            return True
-    return False
-
-
-def _selected(device: Device, selector: Mapping[str, str]) -> bool:
-    labels: Mapping[str, str] = {} if device.twin is None else device.twin.labels
-    return all(labels.get(key) == value for key, value in selector.items())
+def _classes(devices: Sequence[Device]) -> Mapping[str, int]:
+    found: dict[str, int] = {}
+    for device in devices:
+        name = device_class(device)
+        found[name] = found.get(name, 0) + 1
+    return found

@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from muster_controller.core.rollout import Rollout
+from muster_controller.core.rollout.events import Changes, Plot
+from muster_controller.core.rollout.state import Rollout
 from muster_shared.assignment import Assignment, ModelAssignment
 from muster_shared.bundle import Manifest
 from muster_shared.ids import DeviceId, EventId, ModelName, RolloutId, Sha256
@@ -29,23 +30,45 @@ class Device:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What a device should run of one model, who says so, and since when."""
+
+    assignment: ModelAssignment
+    rollout: RolloutId
+    at: float
+
+
+@dataclass(frozen=True)
 class Desired:
     """What a device should run, and the envelope that says so."""
 
     device: DeviceId
     counter: int = 0
     expires_at: float = 0.0
-    models: Mapping[ModelName, ModelAssignment] = field(default_factory=dict)
+    models: Mapping[ModelName, Wanted] = field(default_factory=dict)
     envelope: bytes = b""
+    issued_at: float = 0.0
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """What every device that fits should run of a model when no rollout says otherwise."""
+    """What every device of a group should run when no rollout says otherwise. Of those that fit, the newest counts."""
 
     release: ReleaseRef
     rollout: RolloutId
-    selector: Mapping[str, str] = field(default_factory=dict)
+    selector: str = ""
+    """A Kubernetes label selector; empty: every device."""
+    at: float = 0.0
+
+
+@dataclass(frozen=True)
+class Issued:
+    """One line of the history of assignments: what a device was told, when, and by which rollouts."""
+
+    device: DeviceId
+    counter: int
+    at: float
+    models: Mapping[ModelName, Wanted]
 
 
 @dataclass(frozen=True)
@@ -77,13 +100,35 @@ class Ledger(Protocol):
         """Return all rollouts, newest first, or (`running`) only those that have not ended."""
         ...
 
-    def save_rollout(self, rollout: Rollout, before: Rollout | None) -> None:
-        """Write what differs from `before`."""
+    def save_rollout(self, rollout: Rollout, before: Rollout | None, changes: Changes) -> None:
+        """Write the rollout itself, its new verdicts, and the rows that `changes` names.
+
+        Args:
+            before: what was read in this transaction, or None for a new one, of which everything is written.
+        """
         ...
 
-    def baseline(self, model: ModelName) -> Baseline | None: ...
-    def baselines(self) -> Mapping[ModelName, Baseline]: ...
-    def save_baseline(self, baseline: Baseline) -> None: ...
+    def save_point(self, rollout: RolloutId, point: Plot) -> None:
+        """Keep one point of the evidence's chart."""
+        ...
+
+    def points(self, rollout: RolloutId) -> Sequence[Plot]:
+        """Return the points, oldest first."""
+        ...
+
+    def baselines(self, model: ModelName) -> Sequence[Baseline]:
+        """Return the newest first."""
+        ...
+
+    def baseline_models(self) -> Sequence[ModelName]: ...
+
+    def save_baseline(self, baseline: Baseline) -> None:
+        """Keep it beside those before; one of the same model and selector takes the place of the older."""
+        ...
+
+    def issued(self, device: DeviceId, *, until: float | None = None, limit: int) -> Sequence[Issued]:
+        """Return what a device was told, newest first. `save_desired` keeps it whenever the counter rose."""
+        ...
 
     def take_event(self, event: Event) -> bool:
         """Keep `event`; return False when it was there already."""
@@ -112,7 +157,9 @@ class Registry(Protocol):
 
     def manifest(self, bundle: Sha256) -> Manifest | None: ...
 
-    def sign_assignment(self, assignment: Assignment) -> bytes: ...
+    def sign_assignments(self, assignments: Sequence[Assignment]) -> Sequence[bytes]:
+        """Return the envelopes, in order. Many at once cost less than one by one."""
+        ...
 
     def blob_length(self, sha256: Sha256) -> int | None:
         """Return the length of a manifest or a file that some release names, or None."""

@@ -61,8 +61,8 @@ class Releases:
     def manifest(self, bundle: Sha256) -> Manifest | None:
         return self._index.manifests.get(bundle)
 
-    def sign_assignment(self, assignment: Assignment) -> bytes:
-        return self.repository.sign_assignment(assignment)
+    def sign_assignments(self, assignments: Sequence[Assignment]) -> list[bytes]:
+        return self.repository.sign_assignments(assignments)
 
     def blob_length(self, sha256: Sha256) -> int | None:
         return self._index.lengths.get(sha256)

@@ -1,12 +1,13 @@
 """The server: opens everything in order, runs it, and closes it in the reverse order.
 
-    lock ─ database ─ registry ─ broker ─ fleet thread ─ link ─ HTTP          `Controller` is usable from a program too
+    lock ─ database ─ registry ─ broker ─ fleet thread and, while it leads, link ─ HTTP
 
-`serve` is the command: it waits for SIGTERM or SIGINT. What runs where is written to `<data>/server.json`, so that the
-command line finds it.
+`Controller` is usable from a program too. `serve` is the command: it waits for SIGTERM or SIGINT. What runs where is
+written to `<data>/server.json`, so that the command line finds it.
 """
 
 import fcntl
+import gc
 import logging
 import os
 import random
@@ -34,10 +35,12 @@ from muster_controller.api.services import Services
 from muster_controller.broker.embedded import start_broker
 from muster_controller.config import HOST, ServerConfig
 from muster_controller.db.ledger import SqlLedger
-from muster_controller.db.snapshot import Changes
+from muster_controller.db.snapshot import Touched
 from muster_controller.errors import ServerUnavailable
 from muster_controller.fleet import Fleet
+from muster_controller.gateway.door import Door
 from muster_controller.gateway.fleet_thread import Chore, FleetThread
+from muster_controller.gateway.standing import Standing
 from muster_controller.gateway.wire import LinkWire
 from muster_controller.registry import durable
 from muster_controller.registry.blobs import BlobStore
@@ -61,6 +64,8 @@ HISTORY_S = 90 * 86_400.0  # Events and notes are kept this long.
 SESSION_S = 3600  # The broker keeps for an hour what devices say while the controller is away.
 QUEUED_OUT_MAX = 50_000  # An assignment each for a fleet of this size, said at once after a connect.
 
+GC_THRESHOLD = 50_000  # Values that are made before the collector looks for rings among them.
+
 log = structlog.get_logger()
 
 
@@ -71,7 +76,6 @@ class Controller:
         self._config = config
         self._stack = ExitStack()
         self._running: Running | None = None
-        self._link: Link | None = None
 
     @property
     def url(self) -> str:
@@ -124,7 +128,9 @@ class Controller:
         session = secrets.token_hex(4)
         hub = Hub(session)
         ledger = stack.enter_context(
-            SqlLedger(config.data / DATABASE_FILE, time.time, lambda changes: hub.changed(*_told(changes)))
+            SqlLedger(
+                config.database or config.data / DATABASE_FILE, time.time, lambda touched: hub.changed(*_told(touched))
+            )
         )
         blobs = BlobStore(config.data / "blobs")
         blobs.sweep()
@@ -147,23 +153,29 @@ class Controller:
             if releases.refresh(datetime.now(UTC)):
                 fleet.publish_trust()
 
+        def make_link() -> Link:
+            link = Link(_link_config(broker_url, fleet_id), thread.on_item, rng=random.Random())
+            link.subscribe(topics.controller_filters(fleet_id))
+            return link
+
+        url = f"http://{HOST}:{listener.getsockname()[1]}"
+        door = Door(make_link, wire)
+        # Its own file is this process's alone, by the lock; a shared database has to tell controllers apart.
+        holder = f"{socket.gethostname()}:{config.data.resolve()}" if config.database else LOCK_FILE
         thread = FleetThread(
             fleet,
             ledger,
             wire,
-            lambda token: link.ack(token),
+            Standing(ledger, holder, url, on_lead=door.open, on_stand_by=door.close),
+            door.ack,
             chores=(
                 Chore("refresh_trust", REFRESH_TRUST_S, refresh_trust),
                 Chore("prune", PRUNE_S, lambda: ledger.prune(time.time() - HISTORY_S)),
             ),
+            on_moved=fleet.moved,
         )
-        link = self._link = Link(_link_config(broker_url, fleet_id), thread.on_item, rng=random.Random())
-        link.subscribe(topics.controller_filters(fleet_id))
-        wire.attach(link)
         thread.start()
         stack.callback(thread.stop)
-        link.start()
-        stack.callback(link.stop, 2.0)
 
         services = Services(
             fleet_id=fleet_id,
@@ -177,14 +189,15 @@ class Controller:
             releases=releases,
             fleet=thread,
             hub=hub,
-            broker_connected=lambda: link.is_connected,
-            counters=lambda: _counters(fleet, thread, wire, link),
+            broker_connected=lambda: door.is_connected,
+            counters=lambda: _counters(fleet, thread, wire, door),
         )
         self._serve_http(services, listener)
-        url = f"http://{HOST}:{listener.getsockname()[1]}"
         self._running = Running(url, broker_url, os.getpid(), fleet_id, __version__)
         stack.callback(publish_running(config.data, self._running))
-        log.info("controller_started", url=url, broker=services.broker_url, data=str(config.data))
+        log.info(
+            "controller_started", url=url, broker=services.broker_url, data=str(config.data), database=ledger.label
+        )
 
     def _start_broker(self) -> str:
         config = self._config
@@ -232,6 +245,10 @@ def serve(config: ServerConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: ended.set())
     with Controller(config):
+        # What was read at the start stays for long, and a call-back makes a hundred thousand values at once: the
+        # collector, which finds nothing in either, would take half of its time.
+        gc.freeze()
+        gc.set_threshold(GC_THRESHOLD, 20, 20)
         ended.wait()
         log.info("controller_stopping")
     log.info("controller_stopped")
@@ -241,15 +258,21 @@ def configure_logs(*, as_json: bool, verbose: bool) -> None:
     """Send everything to stderr: ours through structlog, that of libraries from warnings on."""
     level = logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    # Tracebacks without local variables: a driver's hold the password of the database.
+    as_dict = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
     renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        structlog.processors.JSONRenderer()
+        if as_json
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.RichTracebackFormatter(show_locals=False)
+        )
     )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *((structlog.processors.dict_tracebacks,) if as_json else ()),
+            *((as_dict,) if as_json else ()),
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -269,13 +292,13 @@ def _link_config(broker_url: str, fleet: FleetId) -> LinkConfig:
     )
 
 
-def _told(changes: Changes) -> list[Change]:
-    told = [Change("device", device) for device in sorted(changes.devices)]
-    told += [Change("rollout", rollout) for rollout in sorted(changes.rollouts)]
-    return [*told, Change("note", "all")] if changes.notes else told
+def _told(touched: Touched) -> list[Change]:
+    told = [Change("device", device) for device in sorted(touched.devices)]
+    told += [Change("rollout", rollout) for rollout in sorted(touched.rollouts)]
+    return [*told, Change("note", "all")] if touched.notes else told
 
 
-def _counters(fleet: Fleet, thread: FleetThread, wire: LinkWire, link: Link) -> dict[str, int]:
+def _counters(fleet: Fleet, thread: FleetThread, wire: LinkWire, door: Door) -> dict[str, int]:
     return {
         "malformed": fleet.counters.malformed,
         "events": fleet.counters.events,
@@ -285,8 +308,8 @@ def _counters(fleet: Fleet, thread: FleetThread, wire: LinkWire, link: Link) -> 
         "bytes_sent": fleet.courier.bytes_sent,
         "published": wire.counters.published,
         "dropped": wire.counters.dropped,
-        "received": link.counters.received,
-        "reconnects": link.counters.reconnects,
+        "received": door.counters.received,
+        "reconnects": door.counters.reconnects,
         "faults": thread.faults,
     }
 

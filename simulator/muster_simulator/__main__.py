@@ -3,6 +3,7 @@
 --seeds 0:1000 [--faults all|none] [--jobs 2] [--json]    many, with progress
 --seed 42 --trace                                         one, line by line
 --mutant NAME --seeds 0:200                               a broken variant: which seed catches it, and how
+fleet --devices 10000 --days 30 --seeds 0:20              whole fleets of light devices; see `fleet.cli`
 """
 
 import argparse
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from muster_simulator.faults import FaultsName
+from muster_simulator.fleet.cli import main as fleet_main
 from muster_simulator.mutants import MUTANTS
 from muster_simulator.scenarios import Outcome, run, run_many
 
@@ -21,7 +23,10 @@ FAILURES_SHOWN = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["fleet"]:
+        return fleet_main(words[1:])
+    options = _parser().parse_args(words)
     faults = cast(FaultsName, options.faults)
     if options.seed is not None:
         return _one(options.seed, faults, options.mutant, trace=options.trace)

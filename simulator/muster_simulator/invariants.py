@@ -13,9 +13,9 @@ import msgspec
 from muster_agent.conductor import OUTBOX_IN_FLIGHT, REMEMBERED_REFUSALS
 from muster_agent.core.state import DeviceState
 from muster_agent.io.store import blob
-from muster_controller.core import rollout as machine
-from muster_controller.core.gate import HOLD, VerdictKind
-from muster_controller.core.rollout import ENDED, Outcome, Rollout, RolloutState, Verdict
+from muster_controller.core.gate.evidence import HOLD
+from muster_controller.core.gate.strata import VerdictKind
+from muster_controller.core.rollout.state import ENDED, Outcome, Rollout, RolloutState, Verdict
 from muster_controller.courier import FILES_MAX
 from muster_controller.ports import Desired
 from muster_shared.assignment import Assignment
@@ -209,24 +209,22 @@ class NoPromotionOnSilence(Invariant):
                 self._said_good[event.body.rollout, event.body.wave, device].add(event.id)
 
     def rollout_saved(self, before: Rollout | None, after: Rollout) -> None:
-        if before is None:
+        if before is None or after.at_once:
             return
         for verdict in after.verdicts[len(before.verdicts) :]:
             if verdict.kind is VerdictKind.PROMOTE:
-                self._promoted(before, after, verdict)
+                self._promoted(after, verdict)
         moved_on = after.wave > before.wave >= 0
         finished = after.state is RolloutState.FINISHED and before.state is not RolloutState.FINISHED
         promoted = {each.wave for each in after.verdicts if each.kind is VerdictKind.PROMOTE}
         if (moved_on or finished) and before.wave not in promoted:
             raise self.broken(f"{after.id} went on after wave {before.wave}, which was never promoted")
 
-    def _promoted(self, before: Rollout, after: Rollout, verdict: Verdict) -> None:
-        wave = [member for member in after.members.values() if member.wave == verdict.wave]
+    def _promoted(self, after: Rollout, verdict: Verdict) -> None:
+        wave = [member for member in after.members.values() if member.wave == verdict.wave and member.is_touched]
+        wave = [member for member in wave if member.outcome is not Outcome.LEFT]
         good = [member for member in wave if member.outcome is Outcome.GOOD]
         ledger = self.scene.controller.ledger
-        for member in wave:
-            if member.outcome is Outcome.PENDING:
-                raise self.broken(f"{after.id}: wave {verdict.wave} was promoted before {member.device} said anything")
         for member in good:
             said = self._said_good[after.id, verdict.wave, member.device]
             if not any(ledger.has_event(event) for event in said):
@@ -235,10 +233,13 @@ class NoPromotionOnSilence(Invariant):
                 )
         if after.confirmed_wave >= verdict.wave:
             return  # An operator took it upon himself.
+        for member in wave:
+            if member.outcome is Outcome.PENDING:
+                raise self.broken(f"{after.id}: wave {verdict.wave} was promoted before {member.device} said anything")
         if len(good) < after.policy.success_required * len(wave):
             raise self.broken(f"{after.id}: wave {verdict.wave} was promoted with {len(good)} of {len(wave)} good")
-        if machine.weigh(before).e >= HOLD:
-            raise self.broken(f"{after.id}: wave {verdict.wave} was promoted with E = {machine.weigh(before).e:.1f}")
+        if verdict.evidence.hold_e >= HOLD:
+            raise self.broken(f"{after.id}: wave {verdict.wave} was promoted with E = {verdict.evidence.hold_e:.1f}")
 
 
 class CallingBackIsFree(Invariant):
@@ -316,10 +317,11 @@ class HarmIsStopped(Invariant):
 
     def rollout_saved(self, before: Rollout | None, after: Rollout) -> None:
         truth = self.scene.truths[after.release.bundle_sha256]
-        if before is None or truth.kind is Kind.GOOD or after.members == before.members:
+        if before is None or truth.kind is Kind.GOOD or after.members is before.members or after.at_once:
             return
         for member in after.members.values():
-            if member.outcome is not Outcome.GOOD or before.members[member.device].outcome is Outcome.GOOD:
+            was = before.members.get(member.device)
+            if member.outcome is not Outcome.GOOD or (was is not None and was.outcome is Outcome.GOOD):
                 continue
             it = self.scene.devices[member.device]
             if member.device in truth.harmed and (it.nature.requests_per_s or truth.kind in _HARMS_UNUSED):
@@ -345,13 +347,13 @@ class HeldBack(Invariant):
 
     def desired_saved(self, before: Desired, after: Desired) -> None:
         for name, wanted in after.models.items():
-            if before.models.get(name) == wanted or wanted.release.bundle_sha256 in self._finished:
+            if before.models.get(name) == wanted or wanted.assignment.release.bundle_sha256 in self._finished:
                 continue
             for rollout in self.scene.controller.ledger.rollouts(running=True):
-                if rollout.release == wanted.release:
+                if rollout.release == wanted.assignment.release and not rollout.at_once:
                     member = rollout.members.get(after.device)
                     if member is None or member.wave is None:
-                        raise self.broken(f"{after.device} is given {name} {wanted.release.version} before its wave")
+                        raise self.broken(f"{after.device} is given {name} {rollout.release.version} before its wave")
 
 
 class Bounded(Invariant):
@@ -378,8 +380,8 @@ class Bounded(Invariant):
         fleet = self.scene.controller.fleet
         if fleet is None:
             return
-        if fleet._outbox:
-            raise self.broken(f"{len(fleet._outbox)} messages of the controller wait for nothing")
+        if fleet._engine._outbox:
+            raise self.broken(f"{len(fleet._engine._outbox)} messages of the controller wait for nothing")
         if len(fleet.courier._deliveries) > FILES_MAX:
             raise self.broken(f"{len(fleet.courier._deliveries)} deliveries")
 

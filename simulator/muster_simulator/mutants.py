@@ -15,11 +15,15 @@ from muster_agent.core.state import DeviceState, ModelState, Phase, Slots, Updat
 from muster_agent.core.trust import Target
 from muster_agent.io import store as storing
 from muster_agent.io.store import ContentStore
-from muster_controller import fleet as commanding
-from muster_controller.core import rollout as machine
-from muster_controller.core.rollout import Outcome, Rollout
+from muster_controller import mending
+from muster_controller.core.rollout import machine, reports
+from muster_controller.core.rollout.draft import Draft
+from muster_controller.core.rollout.events import Assign, DeviceFacts
+from muster_controller.core.rollout.state import Outcome, is_in_flight
+from muster_controller.engine import Engine
 from muster_controller.fleet import Fleet
-from muster_shared.assignment import ModelAssignment
+from muster_controller.groups import can_run
+from muster_controller.mending import Mender
 from muster_shared.bundle import BundleFile
 from muster_shared.errors import FileTampered
 from muster_shared.ids import DeviceId, ModelName
@@ -113,53 +117,49 @@ def _ack_first(self: Fleet, device: DeviceId, event: Event) -> None:
     _fleet_received(self, device, event)
 
 
-def _count_silence_as_good(rollout: Rollout, now: float) -> Rollout:
-    members = {
-        device: replace(member, outcome=Outcome.GOOD, reason="nobody complained")
-        if member.outcome is Outcome.PENDING and member.deadline_at is not None and now >= member.deadline_at
-        else member
-        for device, member in rollout.members.items()
-    }
-    controls = {
-        key: replace(control, outcome=Outcome.GOOD)
-        if control.outcome is Outcome.PENDING and now >= control.deadline_at
-        else control
-        for key, control in rollout.controls.items()
-    }
-    if members == rollout.members and controls == rollout.controls:
-        return rollout
-    return replace(rollout, members=members, controls=controls)
+_look = machine._look
 
 
-_reconcile = Fleet._reconcile
+def _count_silence_as_good(draft: Draft, fleet: Mapping[DeviceId, DeviceFacts]) -> None:
+    for member in draft.members(is_in_flight):
+        if member.retry_at is None and member.deadline_at is not None and draft.now >= member.deadline_at:
+            reports.settle(draft, replace(member, outcome=Outcome.GOOD, reason="nobody complained"))
+    for control in draft.controls(lambda each: each.outcome is Outcome.PENDING):
+        if control.deadline_at is not None and draft.now >= control.deadline_at:
+            reports.settle_control(draft, replace(control, outcome=Outcome.GOOD))
+    _look(draft, fleet)
 
 
-def _reconcile_everyone(self: Fleet, now: float) -> None:
+_turn = Mender.turn
+
+
+def _mend_everyone(self: Mender, engine: Engine) -> None:
     """Whoever comes late gets what is being rolled out, wave or not."""
-    for rollout in self._ledger.rollouts(running=True):
-        for device in self._ledger.devices():
-            if device.online and device.id not in rollout.members and self._runs(device, rollout.release):
-                desired = self._ledger.desired(device.id)
-                if not commanding._wants(desired, rollout.release):
-                    wanted = ModelAssignment(release=rollout.release, watch=None)
-                    self._issue(replace(desired, models={**desired.models, rollout.model: wanted}))
-    _reconcile(self, now)
+    for rollout in engine.ledger.rollouts(running=True):
+        manifest = engine.registry.manifest(rollout.release.bundle_sha256)
+        for device in engine.ledger.devices():
+            if device.online and device.id not in rollout.members and can_run(device, manifest):
+                wanted = engine.ledger.desired(device.id).models.get(rollout.model)
+                if wanted is None or wanted.assignment.release != rollout.release:
+                    engine.assign([Assign(device.id, rollout.release, None)], rollout.id)
+    _turn(self, engine)
 
 
 def _connect_quietly(self: Fleet) -> None:
     self._connects += 1
+    self._connected_at = self._clock()
     self.publish_trust()
     session = ControllerSession(session=f"{self._session}-{self._connects}", sent_at=self._clock())
-    self._send(ControllerTopic(), encode(session), retain=True)
-    self._publish()
+    self._engine.send(ControllerTopic(), encode(session), retain=True)
+    self._engine.publish()
 
 
-def _publish_at_once(self: Fleet, topic: DeviceTopic, payload: bytes, *, retain: bool) -> None:
+def _publish_at_once(self: Engine, topic: DeviceTopic, payload: bytes, *, retain: bool) -> None:
     self._wire.publish(topic, payload, qos=1, retain=retain)
 
 
-def _ignore_silence(rollout: Rollout, now: float) -> Rollout:
-    return rollout
+def _ignore_silence(draft: Draft, fleet: Mapping[DeviceId, DeviceFacts]) -> None:
+    pass
 
 
 def _mutants() -> Iterator[Mutant]:
@@ -181,9 +181,9 @@ def _mutants() -> Iterator[Mutant]:
     yield Mutant(
         "promote_on_silence",
         "a device that says nothing until its deadline counts as good",
-        ((machine, "_count_silence", _count_silence_as_good),),
+        ((machine, "_look", _count_silence_as_good),),
     )
-    yield Mutant("wait_for_ever", "silence is never counted", ((machine, "_count_silence", _ignore_silence),))
+    yield Mutant("wait_for_ever", "silence is never counted", ((machine, "_look", _ignore_silence),))
     yield Mutant(
         "skip_target_check",
         "a device believes the online key about what is a release",
@@ -212,17 +212,17 @@ def _mutants() -> Iterator[Mutant]:
     yield Mutant(
         "late_joiners_bypass",
         "devices that come late get the release of a rollout that is under way",
-        ((Fleet, "_reconcile", _reconcile_everyone),),
+        ((Mender, "turn", _mend_everyone),),
     )
     yield Mutant(
         "no_republish_on_connect",
         "the controller relies on the broker to remember assignments",
-        ((Fleet, "connected", _connect_quietly), (commanding, "RESEND_S", float("inf"))),
+        ((Fleet, "connected", _connect_quietly), (mending, "RESEND_S", float("inf"))),
     )
     yield Mutant(
         "publish_before_commit",
         "the controller publishes an assignment before it is in the database",
-        ((Fleet, "_send", _publish_at_once),),
+        ((Engine, "send", _publish_at_once),),
     )
 
 

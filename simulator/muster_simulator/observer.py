@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from muster_agent.core.state import DeviceState
-from muster_controller.core.rollout import Rollout
+from muster_controller.core.rollout.state import Rollout
 from muster_controller.ports import Desired
 from muster_shared.bundle import Manifest, Variant
 from muster_shared.ids import DeviceId, Sha256

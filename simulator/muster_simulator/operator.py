@@ -6,9 +6,11 @@ It goes through the same calls as the API does, and finds the controller down as
 from collections.abc import Sequence
 from random import Random
 
-from muster_controller.core.policy import Policy
-from muster_controller.core.rollout import Order, OrderRefused, Rollout, RolloutState
+from muster_controller.core.policy import Policy, PolicyInvalid, Rate
+from muster_controller.core.rollout.events import Order, OrderRefused
+from muster_controller.core.rollout.state import Pause, Rollout, RolloutState
 from muster_controller.errors import Conflict
+from muster_shared.assignment import Trial
 from muster_shared.ids import DeviceId, ModelName, RolloutId, Sha256
 from muster_shared.messages import Hardware, ReleaseRef
 from muster_simulator.controller import SimulatedController
@@ -18,6 +20,7 @@ from muster_simulator.stage import Stage
 
 LOOK_S = 15.0
 ACTOR = "op"
+EXTENSION_S = 60.0
 
 
 class Operator:
@@ -63,7 +66,7 @@ class Operator:
             rollout = self._controller.run(
                 lambda fleet: fleet.create_rollout(release.model, release.version, policy, ACTOR)
             )
-        except Conflict as error:
+        except (Conflict, PolicyInvalid) as error:
             self._stage.history.add("operator", "refused", release.version, str(error))
             return None
         if rollout is not None:
@@ -74,7 +77,7 @@ class Operator:
     def order(self, rollout: Rollout, order: Order) -> None:
         self._stage.history.add("operator", order.value, rollout.id)
         try:
-            obeyed = self._controller.run(lambda fleet: fleet.order(rollout.id, order, ACTOR, "by hand"))
+            obeyed = self._controller.run(lambda fleet: fleet.order(rollout.id, order, ACTOR, "by hand", EXTENSION_S))
         except (OrderRefused, Conflict) as error:
             self._stage.history.add("operator", "refused", str(error))
         else:
@@ -89,9 +92,10 @@ class Operator:
         rollout = self._random.choice(rollouts)
         match rollout.state:
             case RolloutState.RUNNING:
-                self.order(rollout, self._random.choice((Order.PAUSE, Order.PAUSE, Order.ABORT)))
+                orders = (Order.PAUSE, Order.PAUSE, Order.ABORT, Order.SKIP, Order.RETRY, Order.EXTEND)
+                self.order(rollout, self._random.choice(orders))
             case RolloutState.PAUSED:
-                self.order(rollout, self._random.choice((Order.RESUME, Order.ABORT)))
+                self.order(rollout, self._random.choice((Order.RESUME, Order.SKIP, Order.ABORT)))
             case RolloutState.FINISHED:
                 self.order(rollout, Order.ROLL_BACK)
             case _:
@@ -109,7 +113,8 @@ class Operator:
                 self._paused_at.pop(rollout.id, None)
             elif now >= self._paused_at.setdefault(rollout.id, now + self._random.uniform(10.0, 120.0)):
                 del self._paused_at[rollout.id]
-                self.order(rollout, self._random.choice((Order.RESUME, Order.ABORT)))
+                go_on = Order.SKIP if rollout.pause is Pause.UNDECIDED else Order.RESUME
+                self.order(rollout, self._random.choice((go_on, Order.ABORT)))
         if not self.creates:
             return
         running = {rollout.model for rollout in self._controller.ledger.rollouts(running=True)}
@@ -154,6 +159,16 @@ class Operator:
 
 def make_policy(random: Random) -> Policy:
     window_s = random.uniform(15.0, 30.0)
+    trial, consent = None, random.random() < 0.2
+    if random.random() < 0.2:
+        trial = Trial(
+            mode=random.choice(("shadow", "canary")),
+            share=0.5,
+            requests_min=10,
+            seconds_max=15.0,
+            disagreement_max=0.05,
+            latency_ratio_max=2.0,
+        )
     return Policy(
         waves=random.choice(((2,), (3, "30%"), (1, "25%", "50%"), ("20%", "50%"), (5, "25%"))),
         failure_objective=random.choice((0.02, 0.05, 0.1)),
@@ -165,7 +180,15 @@ def make_policy(random: Random) -> Policy:
         deadline_s=random.uniform(120.0, 300.0),
         soak_s=random.choice((0.0, 0.0, 20.0)),
         on_abort="stop" if random.random() < 0.1 else "roll_back",
-        selector=random.choice(({}, {}, {}, {"site": "north"})),
+        selector=random.choice(("", "", "", "site=north")),
+        rate=Rate(per_minute=random.choice((6.0, 30.0))) if random.random() < 0.2 else None,
+        concurrency=random.choice((None, None, None, 3)),
+        retries=random.choice((0, 0, 1)),
+        retry_wait_s=10.0,
+        late_joiners=random.choice(("afterwards", "afterwards", "last_wave", "never")),
+        consent=consent,
+        defer_s_max=300.0 if consent else 0.0,
+        trial=trial,
     )
 
 

@@ -11,8 +11,6 @@ from multiprocessing import get_context
 import structlog
 
 from muster_agent import conductor
-from muster_controller.core import gate, rollout
-from muster_controller.core.gate import Evidence, Stratum
 from muster_shared import bundle
 from muster_simulator.faults import Faults, FaultsName
 from muster_simulator.mutants import MUTANTS
@@ -47,7 +45,6 @@ class Outcome:
 def prepare() -> None:
     """Make this process fit to simulate: no logs, and pure functions that are asked the same thing remember."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    vars(rollout)["evidence"] = _evidence
     vars(conductor)["parse_manifest"] = lru_cache(maxsize=512)(bundle.parse_manifest)
 
 
@@ -96,16 +93,3 @@ def replay_command(seed: int, faults: FaultsName, mutant: str | None = None) -> 
 
 def _run_batch(seeds: tuple[int, ...], faults: FaultsName, mutant: str | None) -> list[Outcome]:
     return [run(seed, faults, mutant)[0] for seed in seeds]
-
-
-def _evidence(
-    strata: Sequence[Stratum], *, failure_objective: float, tolerance: float = 1.0, has_controls: bool = True
-) -> Evidence:
-    return _remembered_evidence(tuple(strata), failure_objective, tolerance, has_controls)
-
-
-@lru_cache(maxsize=4096)
-def _remembered_evidence(
-    strata: tuple[Stratum, ...], failure_objective: float, tolerance: float, has_controls: bool
-) -> Evidence:
-    return gate.evidence(strata, failure_objective=failure_objective, tolerance=tolerance, has_controls=has_controls)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from muster_agent.core.state import DeviceState
 from muster_controller.core.policy import Policy
-from muster_controller.core.rollout import ENDED, RolloutState
+from muster_controller.core.rollout.state import ENDED, RolloutState
 from muster_controller.fleet import ANNOUNCE_S
 from muster_shared.ids import DeviceId, ModelName, RolloutId, Sha256
 from muster_shared.messages import Event, FaultSeen, Hardware, OutcomeReported, Step, StepReached
@@ -240,10 +240,11 @@ class World:
             if model is None or model.update is not None:
                 found.append(f"{name} is under way")
                 continue
-            bundle, active = wanted.release.bundle_sha256, model.slots.active
+            release, active = wanted.assignment.release, model.slots.active
+            bundle = release.bundle_sha256
             excused = not final and (device.id, bundle) in self.complaints.of
             if (active is None or active.bundle_sha256 != bundle) and not excused:
-                found.append(f"{name} is not {wanted.release.version}, and nothing says why ({model.last_error})")
+                found.append(f"{name} is not {release.version}, and nothing says why ({model.last_error})")
         if final:
             found += [f"it was never given {name}" for name in self.models if name not in desired.models]
         return found
@@ -288,6 +289,8 @@ def _natures(count: int, classes: int, stage: Stage) -> list[Nature]:
             hardware=CLASSES[number % classes],
             labels={"site": random.choice(("north", "south"))},
             requests_per_s=0.0 if random.random() < 0.1 else random.uniform(2.0, 8.0),
+            later_share=random.choice((0.0, 0.0, 0.3)),
+            utc_offset_s=random.choice((-5, 0, 2)) * 3600,
         )
         for number in range(count)
     ]

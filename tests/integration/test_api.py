@@ -1,7 +1,4 @@
-"""The whole controller in one piece: database, registry, broker, API and page, with puppets for devices.
-
-A puppet speaks the wire's messages and nothing else: no trust, no models. What agents do is tested with the agent.
-"""
+"""The whole controller in one piece: database, registry, broker, API and page, with puppets for devices."""
 
 import json
 import os
@@ -10,280 +7,46 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-from securesystemslib.dsse import Envelope
 
-from muster_controller.broker.embedded import BrokerKind
+from harness.desk import (
+    FLEET,
+    MODEL,
+    QUICK,
+    Desk,
+    Puppets,
+    bring_offline,
+    is_problem,
+    make_bundle,
+    open_desk,
+    until,
+    wait_for,
+)
 from muster_controller.config import ServerConfig
 from muster_controller.errors import ServerUnavailable
-from muster_controller.registry.operator import add_model, init_operator, load_offline, sign_release
-from muster_controller.registry.tuf_repository import create_online_keys
+from muster_controller.registry.operator import add_model
 from muster_controller.server import Controller
-from muster_shared import assignment, topics
-from muster_shared.bundle import Golden, Manifest, TensorSpec, Variant, describe_file, encode_manifest
-from muster_shared.ids import DeviceId, EventId, FleetId, ModelName
-from muster_shared.link import Connected, Link, LinkConfig, LinkItem, LinkStopped, Received, parse_broker_url
-from muster_shared.messages import (
-    Event,
-    Hardware,
-    OutcomeReported,
-    Presence,
-    ReleaseRef,
-    Step,
-    StepReached,
-    Twin,
-    TwinModel,
-    encode,
-)
-from muster_shared.topics import Channel, DeviceTopic
-
-FLEET = FleetId("test")
-MODEL = ModelName("digits")
-QUICK = {"waves": [1, 2], "window_s": 0.2, "window_max_s": 0.4, "requests_min": 0, "deadline_s": 20.0}
-
-
-def make_bundle(folder: Path, version: str, release: int) -> Path:
-    folder.mkdir(parents=True)
-    files = {"model.onnx": f"weights of {version}".encode() * 100, "golden.npz": b"golden" * 50}
-    for name, raw in files.items():
-        (folder / name).write_bytes(raw)
-    manifest = Manifest(
-        model=MODEL,
-        version=version,
-        release=release,
-        inputs=(TensorSpec(name="x", datatype="FP32", shape=(-1, 4)),),
-        outputs=(TensorSpec(name="y", datatype="FP32", shape=(-1, 2)),),
-        files=tuple(describe_file(name, raw) for name, raw in files.items()),
-        variants=(Variant(name="any", runtime="onnxruntime", precision="fp32", files=("model.onnx",)),),
-        golden=Golden(file="golden.npz"),
-        card=f"# {MODEL} {version}\n\nHandwritten digits, 8 x 8 pixels.",
-    )
-    (folder / "bundle.json").write_bytes(encode_manifest(manifest))
-    return folder
-
-
-@dataclass
-class Puppets:
-    """Devices that obey every assignment at once, and say of each release what `is_good` says of it."""
-
-    broker_url: str
-    names: tuple[str, ...]
-    is_good: Callable[[str, str], bool] = lambda _device, _version: True
-    delay_s: Callable[[], float] = lambda: 0.0
-    classes: tuple[str, ...] = ("sim-cpu",)
-    fleet: FleetId = FLEET
-    _state: dict[str, tuple[int, ReleaseRef | None]] = field(default_factory=dict)
-    _sequence: int = 0
-
-    def __post_init__(self) -> None:
-        self._lock = threading.Lock()
-        self._link = Link(
-            LinkConfig(
-                broker=parse_broker_url(self.broker_url),
-                client_id=f"puppets-{random.getrandbits(32):x}",
-                reconnect_min_s=0.1,
-                reconnect_max_s=0.3,
-                max_queued_out=100_000,
-                max_inflight=1000,
-            ),
-            self._on_item,
-            rng=random.Random(1),
-        )
-        prefix = f"{topics.ROOT}/{self.fleet}"
-        self._link.subscribe([f"{prefix}/device/+/assignment", f"{prefix}/controller"])
-        self._link.start()
-
-    def close(self) -> None:
-        self._link.stop(1.0)
-
-    def _on_item(self, item: LinkItem) -> None:
-        match item:
-            case Connected():
-                self._report_all()
-            case Received(topic, payload, _, _, token):
-                self._link.ack(token)
-                match topics.parse(self.fleet, topic):
-                    case topics.ControllerTopic():
-                        self._report_all()
-                    case DeviceTopic(device, Channel.ASSIGNMENT) if device in self.names:
-                        self._obey(device, payload)
-                    case _:
-                        pass
-            case _:
-                pass
-
-    def _report_all(self) -> None:
-        for name in self.names:
-            presence = Presence(device=DeviceId(name), boot="b", online=True, sent_at=time.time())
-            self._say(name, Channel.PRESENCE, encode(presence), retain=True)
-            self._report(name)
-
-    def _obey(self, device: DeviceId, raw: bytes) -> None:
-        wanted = assignment.parse(Envelope.from_dict(json.loads(raw)).payload)
-        for each in wanted.models:
-            counter, active = self._state.get(device, (0, None))
-            if wanted.counter <= counter:
-                return
-            good = each.watch is None or self.is_good(device, each.release.version)
-            serves = each.release if good else active
-            self._state[device] = (wanted.counter, serves)
-            if each.watch is None:
-                self._report(device)
-                continue
-            step = StepReached(
-                release=each.release, step=Step.SWITCHED, rollout=each.watch.rollout, bytes_fetched=2200, seconds=0.1
-            )
-            outcome = OutcomeReported(
-                release=each.release,
-                rollout=each.watch.rollout,
-                wave=each.watch.wave,
-                good=good,
-                reason="as it should" if good else "accuracy 0.31 below 0.95",
-            )
-            timer = threading.Timer(self.delay_s(), self._tell, (device, wanted.counter, step, outcome))
-            timer.daemon = True
-            timer.start()
-
-    def _tell(self, device: DeviceId, counter: int, step: StepReached, outcome: OutcomeReported) -> None:
-        self._report(device)
-        for kind, body in (("step", step), ("outcome", outcome)):
-            event = Event(
-                id=EventId(f"{device}-{counter}-{kind}"),
-                device=device,
-                at=time.time(),
-                body=body,
-            )
-            self._say(device, Channel.EVENT, encode(event))
-
-    def _report(self, name: str) -> None:
-        with self._lock:
-            self._sequence += 1
-            sequence = self._sequence
-        counter, active = self._state.get(name, (0, None))
-        models = (
-            () if active is None else (TwinModel(model=MODEL, phase="idle", active=active, engine="onnxruntime cpu"),)
-        )
-        twin = Twin(
-            device=DeviceId(name),
-            sent_at=time.time(),
-            boot="b",
-            sequence=sequence,
-            agent_version="0.1.0",
-            counter=counter,
-            hardware=Hardware(
-                device_class=self.classes[self.names.index(name) % len(self.classes)],
-                arch="x86_64",
-                runtimes=("onnxruntime",),
-                memory_mb=1000,
-            ),
-            labels={"site": "oslo" if self.names.index(name) % 2 else "bergen"},
-            models=models,
-        )
-        self._say(name, Channel.TWIN, encode(twin), retain=True)
-
-    def _say(self, name: str, channel: Channel, payload: bytes, *, retain: bool = False) -> None:
-        topic = topics.build(self.fleet, DeviceTopic(DeviceId(name), channel))
-        with suppress(LinkStopped):  # A puppet that was put away.
-            self._link.publish(topic, payload, qos=1, retain=retain)
-
-
-def until(condition: Callable[[], Any], timeout_s: float = 15.0) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.05)
-    raise AssertionError("it did not happen in time")
-
-
-@dataclass
-class Desk:
-    """A controller with its operator, and a client of its API."""
-
-    folder: Path
-    controller: Controller
-    http: httpx.Client
-    published: dict[str, str] = field(default_factory=dict)
-
-    def get(self, path: str, **params: Any) -> Any:
-        return self.http.get(path, params=params).raise_for_status().json()
-
-    def sign(self, version: str, release: int) -> tuple[Path, bytes]:
-        bundle = make_bundle(self.folder / f"bundle-{version}", version, release)
-        current = self.http.get(f"/models/{MODEL}/metadata")
-        base = current.content if current.is_success else None
-        return bundle, sign_release(self.folder / "operator", bundle, base, datetime.now(UTC)).metadata
-
-    def publish(self, version: str, release: int) -> httpx.Response:
-        bundle, metadata = self.sign(version, release)
-        for file in bundle.iterdir():
-            if file.name != "bundle.json":
-                self.put(file.read_bytes())
-        (self.folder / "signed").write_bytes(metadata)
-        self.published = {"metadata": metadata.decode(), "manifest": (bundle / "bundle.json").read_text()}
-        return self.publish_again()
-
-    def publish_again(self) -> httpx.Response:
-        return self.http.post(f"/models/{MODEL}/releases", json=self.published)
-
-    def put(self, raw: bytes, sha256: str | None = None) -> httpx.Response:
-        name = sha256 or describe_file("x", raw).sha256
-        return self.http.put(f"/blobs/{name}", content=raw, headers={"Content-Type": "application/octet-stream"})
-
-    def roll_out(self, version: str, policy: dict[str, Any] | None = None) -> httpx.Response:
-        return self.http.post("/rollouts", json={"model": MODEL, "version": version, "policy": policy or QUICK})
-
-    def state(self, rollout: str) -> str:
-        return str(self.get(f"/rollouts/{rollout}")["state"])
-
-
-def provision(folder: Path) -> None:
-    offline = init_operator(folder / "operator", [MODEL], create_online_keys(folder / "data"), datetime.now(UTC))
-    assert offline.root
+from muster_shared.bundle import describe_file
+from muster_shared.ids import ModelName
 
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Iterator[Desk]:
-    provision(tmp_path)
-    config = ServerConfig(
-        data=tmp_path / "data", fleet=FLEET, port=0, broker_port=0, seed=7, broker_kind=BrokerKind.AUTO
-    )
-    with Controller(config) as controller, httpx.Client(base_url=f"{controller.url}/api/v1", trust_env=False) as http:
-        desk = Desk(tmp_path, controller, http)
-        bring_offline(desk)
+    with open_desk(tmp_path) as desk:
         yield desk
-
-
-def bring_offline(desk: Desk) -> None:
-    offline = load_offline(desk.folder / "operator")
-    body = {"root": offline.root.decode(), "targets": offline.targets.decode(), "keys": offline.keys.decode()}
-    assert desk.http.post("/trust/offline", json=body).json() == {"changed": True}
 
 
 @pytest.fixture
 def puppets(desk: Desk) -> Iterator[Puppets]:
     with closing(Puppets(desk.controller.broker_url, tuple(f"dev-{index:02}" for index in range(6)))) as puppets:
-        until(lambda: desk.get("/status")["online"] == 6 and "sim-cpu" in desk.get("/status")["classes"])
+        wait_for(desk, 6)
         yield puppets
-
-
-def is_problem(answer: httpx.Response, status: int, kind: str) -> bool:
-    body = answer.json()
-    assert answer.headers["content-type"] == "application/problem+json", body
-    assert (answer.status_code, body["type"]) == (status, f"urn:muster:problem:{kind}"), body
-    assert body["detail"]
-    return True
 
 
 # -- models --------------------------------------------------------------------------------------------------------
@@ -385,9 +148,9 @@ def test_a_rollout_goes_from_the_first_wave_to_the_baseline_and_back(desk: Desk,
     assert [stratum["controls"] for stratum in found["evidence"]["strata"]] == [5, 3, 0]
     assert [verdict["kind"] for verdict in found["verdicts"]] == ["promote"] * 3
     assert found["counts"]["good"] == 6
-    assert len(desk.get(f"/rollouts/{second}/members")) == 6 + 8
-    points = desk.get(f"/rollouts/{second}/evidence")
-    assert points[0]["e"] == 1.0
+    assert len(desk.get(f"/rollouts/{second}/members")["members"]) == 6 + 8
+    points = desk.get(f"/rollouts/{second}/evidence")["points"]
+    assert points[0]["e"] == pytest.approx(1.0)
     assert points[-1]["reported"] == 6
     assert points[-1]["e"] == pytest.approx(found["e"])
     assert desk.get("/status")["baselines"] == {MODEL: "2.0.0"}
@@ -407,13 +170,14 @@ def test_a_harmful_release_is_aborted_and_called_back(desk: Desk, puppets: Puppe
     until(lambda: desk.state(first) == "finished")
     puppets.is_good = lambda _device, version: version != "2.0.0"
 
-    second = desk.roll_out("2.0.0", {**QUICK, "waves": [3]}).json()["id"]
+    second = desk.roll_out("2.0.0", {**QUICK, "waves": [3], "controls_per_device": 0}).json()["id"]
 
     until(lambda: desk.state(second) == "aborted")
     found = desk.get(f"/rollouts/{second}")
     assert found["verdicts"][-1]["kind"] == "abort"
     assert found["e"] >= found["abort_at"]
     assert found["counts"]["waiting"] == 3
+    assert found["counts"]["returned"] == 3
 
 
 def test_orders_are_obeyed_or_refused(desk: Desk, puppets: Puppets) -> None:
@@ -557,8 +321,8 @@ def answers(port: int) -> bool:
 
 
 def test_a_controller_that_is_killed_goes_on_and_the_command_line_drives_it(tmp_path: Path) -> None:
-    assert muster("status", cwd=tmp_path).returncode == 6
     port, broker_port = free_port(), free_port()
+    assert muster("--url", f"http://127.0.0.1:{port}", "status", cwd=tmp_path).returncode == 6
     process = serve(tmp_path, port, broker_port)
     try:
         for words in (

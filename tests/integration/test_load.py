@@ -5,7 +5,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ import pytest
 
 from muster_controller.broker.embedded import BrokerKind, BrokerUnavailable, EmbeddedBroker, find_broker, start_broker
 from muster_controller.core.policy import Policy
-from muster_controller.core.rollout import RolloutState
+from muster_controller.core.rollout.state import RolloutState
 from muster_controller.db.ledger import SqlLedger
 from muster_controller.fleet import Fleet
 from muster_controller.ports import Device
@@ -78,8 +78,8 @@ class Published:
     def manifest(self, bundle: Sha256) -> Manifest | None:
         return self.manifests.get(bundle)
 
-    def sign_assignment(self, assignment: Assignment) -> bytes:
-        return self.tuf.sign_assignment(assignment)
+    def sign_assignments(self, assignments: Sequence[Assignment]) -> list[bytes]:
+        return self.tuf.sign_assignments(assignments)
 
     def blob_length(self, sha256: Sha256) -> int | None:
         return self.blobs.length(sha256) if self.blobs.has(sha256) else None

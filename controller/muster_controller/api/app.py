@@ -3,7 +3,7 @@
 from fastapi import FastAPI
 
 from muster_controller import __version__
-from muster_controller.api import devices, fleet, models, problems, rollouts
+from muster_controller.api import devices, diff, fleet, models, policies, problems, rollouts
 from muster_controller.api.guard import Guard
 from muster_controller.api.problems import MEDIA_TYPE, Problem
 from muster_controller.api.services import Services
@@ -32,7 +32,7 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     problems.install(app)
-    for module in (fleet, devices, models, rollouts):
+    for module in (fleet, devices, models, rollouts, policies, diff):
         app.include_router(module.router, prefix=PREFIX)
     app.add_middleware(Guard)
     return app

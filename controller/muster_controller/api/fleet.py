@@ -27,6 +27,7 @@ def health(given: Given) -> Health:
         version=given.version,
         fleet=given.fleet_id,
         broker_connected=given.broker_connected(),
+        leading=given.fleet.standing.leads,
         initialised=given.releases.repository.is_ready,
     )
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import anyio.from_thread
 import anyio.to_thread
-from fastapi import APIRouter, Header, HTTPException, Path, Request, Response
+from fastapi import APIRouter, Header, HTTPException, Path, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from muster_controller.api.hub import Change
@@ -25,7 +25,7 @@ from muster_controller.api.views import model_views, version_detail
 from muster_controller.errors import NotFound
 from muster_controller.registry.metadata import RELEASE_PREFIX, release_role
 from muster_shared import ids
-from muster_shared.bundle import FILE_BYTES_MAX
+from muster_shared.bundle import FILE_BYTES_MAX, parse_manifest
 from muster_shared.ids import ModelName
 
 router = APIRouter()
@@ -34,9 +34,14 @@ Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 in 
 
 
 @router.get("/models", tags=["models"])
-def list_models(given: Given) -> ModelPage:
-    """Models that an operator has delegated or published."""
-    return ModelPage(models=_models(given))
+def list_models(
+    given: Given,
+    limit: Annotated[int, Query(ge=1, le=1000, description="At most so many.")] = 1000,
+    cursor: Annotated[str | None, Query(max_length=64, description="`next` of the page before.")] = None,
+) -> ModelPage:
+    """Models that an operator has delegated or published, by name."""
+    found = [each for each in _models(given) if cursor is None or each.name > cursor]
+    return ModelPage(models=found[:limit], next=found[limit - 1].name if len(found) > limit else None)
 
 
 @router.get("/models/{model}", tags=["models"])
@@ -75,7 +80,8 @@ async def publish_release(given: Given, model: str, publication: Publication, re
     metadata = publication.metadata.encode()
     changed = await anyio.to_thread.run_sync(given.releases.publish, name, manifest, metadata, given.now())
     if changed:
-        await given.republish_trust()
+        said = "renewed or revoked" if manifest is None else f"{name} {parse_manifest(manifest).version}"
+        await given.republish_trust("release_published", name, said)
         given.hub.changed(Change("model", name))
     else:
         response.status_code = 200
@@ -161,7 +167,9 @@ async def bring_offline(given: Given, offline: OfflineTrust) -> TrustChanged:
         given.now(),
     )
     if changed:
-        await given.republish_trust()
+        told = (each for each in given.expiries() if each.role in ("root", "targets"))
+        roles = ", ".join(f"{each.role} {each.version}" for each in told)
+        await given.republish_trust("trust_changed", "trust", f"offline metadata: {roles}")
         given.hub.changed(Change("model", "all"))
     return TrustChanged(changed=changed)
 

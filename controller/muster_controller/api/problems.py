@@ -9,10 +9,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from muster_controller.core.policy import PolicyInvalid
-from muster_controller.core.rollout import OrderRefused
-from muster_controller.db.errors import LedgerError
+from muster_controller.core.rollout.events import OrderRefused
+from muster_controller.core.selector import SelectorInvalid
+from muster_controller.db.errors import LedgerError, LedgerMisused, LedgerRefused
 from muster_controller.errors import Conflict, FleetUnavailable, NotFound
 from muster_controller.registry.errors import (
     BlobMismatch,
@@ -38,6 +40,7 @@ PROBLEMS: tuple[tuple[type[Exception], int, str], ...] = (
     (RepositoryEmpty, 409, "not-initialised"),
     (BlobMissing, 409, "blob-missing"),
     (PolicyInvalid, 422, "policy-invalid"),
+    (SelectorInvalid, 422, "selector-invalid"),
     (BlobMismatch, 422, "blob-mismatch"),
     (ThresholdNotMet, 422, "threshold-not-met"),
     (MetadataRefused, 422, "metadata-refused"),
@@ -46,6 +49,8 @@ PROBLEMS: tuple[tuple[type[Exception], int, str], ...] = (
     (KeyMissing, 500, "key-missing"),
     (RegistryError, 422, "registry-refused"),
     (FleetUnavailable, 503, "unavailable"),
+    (LedgerRefused, 500, "database-refused"),
+    (LedgerMisused, 500, "internal"),
     (LedgerError, 503, "database-unavailable"),
     (MusterError, 500, "internal"),
 )
@@ -72,6 +77,8 @@ class Problem(BaseModel):
     status: int
     detail: str
     errors: list[dict[str, str]] = Field(default_factory=list, description="Which fields are wrong, if it is fields.")
+    field: str | None = Field(default=None, description="Of a policy: the path of what is wrong.")
+    line: int | None = Field(default=None, description="Of a policy's text: where that stands, from 1.")
 
 
 class Refused(Exception):
@@ -90,17 +97,26 @@ def problem(
     detail: str,
     errors: list[dict[str, str]] | None = None,
     headers: Mapping[str, str] | None = None,
+    field: str | None = None,
+    line: int | None = None,
 ) -> JSONResponse:
     """Return the answer that tells of one problem."""
     content = Problem(
         type=f"{TYPE_PREFIX}{kind}",
         title=HTTPStatus(status).phrase,
         status=status,
-        detail=detail,
-        errors=errors or [],
+        detail=_sendable(detail),
+        errors=[{name: _sendable(said) for name, said in each.items()} for each in errors or []],
+        field=None if field is None else _sendable(field),
+        line=line,
     )
-    body = content.model_dump(exclude={"errors"} if not errors else None)
+    body = content.model_dump(exclude_defaults=True)
     return JSONResponse(body, status, media_type=MEDIA_TYPE, headers=dict(headers or {}))
+
+
+def _sendable(said: str) -> str:
+    """Return what may quote a request as UTF-8 can carry it: JSON's escapes can name half of a character."""
+    return said.encode("utf-8", "replace").decode()
 
 
 def classify(error: MusterError) -> tuple[int, str]:
@@ -116,6 +132,8 @@ def install(app: FastAPI) -> None:
         status, kind = classify(error)
         if status >= 500:
             log.error("request_failed", kind=kind, error=str(error))
+        if isinstance(error, PolicyInvalid):
+            return problem(status, kind, str(error), field=error.field, line=error.line)
         return problem(status, kind, str(error))
 
     async def on_invalid(_request: Request, error: Exception) -> JSONResponse:
@@ -132,6 +150,9 @@ def install(app: FastAPI) -> None:
         kind = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
         return problem(error.status_code, kind, str(error.detail), headers=error.headers)
 
+    async def on_gone(_request: Request, _error: Exception) -> JSONResponse:
+        return problem(400, "incomplete", "the request ended before its body did")  # Nobody is there to read it.
+
     async def on_bug(request: Request, error: Exception) -> JSONResponse:
         log.error("request_crashed", path=request.url.path, exc_info=error)
         return problem(500, "internal", "the controller has a bug here; its log says more")
@@ -139,4 +160,5 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(MusterError, on_muster_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(ClientDisconnect, on_gone)
     app.add_exception_handler(Exception, on_bug)

@@ -1,97 +1,168 @@
-"""Routes: rollouts, their evidence, and orders to them."""
+"""Routes: rollouts, their evidence, who waits for what, and orders to them."""
 
-from typing import Annotated
+from collections import Counter
+from collections.abc import Iterable
+from typing import Annotated, Any
 
-import msgspec
 from fastapi import APIRouter, Path, Query, Response
 
-from muster_controller.api.history import Reported, evidence_history
+from muster_controller.api.paging import Offset, paged
+from muster_controller.api.planning import plan
+from muster_controller.api.policies import read_policy
+from muster_controller.api.rollout_views import (
+    member_views,
+    point_view,
+    presences,
+    rollout_detail,
+    rollout_summary,
+    waiting_views,
+)
 from muster_controller.api.schemas import (
-    EvidencePointView,
+    EvidencePage,
+    MemberPage,
     MemberView,
+    Ordering,
     Plan,
-    Reason,
+    RollbackOrder,
     RolloutDetail,
     RolloutOrder,
     RolloutPage,
+    WaitingPage,
 )
-from muster_controller.api.services import Given, Services
-from muster_controller.api.views import member_views, plan, rollout_detail, rollout_summary
-from muster_controller.core.policy import parse_policy
-from muster_controller.core.rollout import Order, Rollout
-from muster_controller.errors import NotFound
-from muster_shared import ids
+from muster_controller.api.schemas.rollouts import OutcomeWord
+from muster_controller.api.services import Given
+from muster_controller.core.policy import PolicyInvalid
+from muster_controller.core.rollout.events import Order
+from muster_controller.core.rollout.explain import Why, who_waits
+from muster_controller.core.rollout.outlook import outlook
+from muster_controller.core.rollout.state import ENDED, RolloutState
 from muster_shared.ids import ModelName, RolloutId
-from muster_shared.messages import OutcomeReported
 
-OUTCOMES_MAX = 50_000  # Events behind one chart.
+PAGE_MAX = 1000
 
-router = APIRouter(prefix="/rollouts", tags=["rollouts"])
+router = APIRouter(tags=["rollouts"])
+
+Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="At most so many.")]
+PLANNED: dict[int | str, dict[str, Any]] = {200: {"model": Plan, "description": "A dry run: what would happen."}}
 
 
-@router.get("")
-def list_rollouts(given: Given, limit: Annotated[int, Query(ge=1, le=200)] = 50, offset: int = 0) -> RolloutPage:
+@router.get("/rollouts")
+def list_rollouts(
+    given: Given,
+    state: RolloutState | None = None,
+    model: Annotated[str | None, Query(max_length=64)] = None,
+    limit: Annotated[int, Query(ge=1, le=200, description="At most so many.")] = 50,
+    cursor: Annotated[str | None, Query(max_length=64, description="`next` of the page before.")] = None,
+) -> RolloutPage:
     """Rollouts, newest first."""
-    found = given.reader.rollouts(limit, offset)
-    return RolloutPage(rollouts=[rollout_summary(rollout) for rollout in found])
+    after = None if cursor is None else given.rollout(RolloutId(cursor)).id
+    word = None if state is None else state.value
+    found = given.reader.rollouts(limit, model=model, state=word, after=after)
+    views = [rollout_summary(rollout) for rollout in found]
+    return RolloutPage(rollouts=views, next=views[-1].id if len(views) == limit else None)
 
 
-@router.post("", status_code=201, responses={200: {"model": Plan, "description": "A dry run: what would happen."}})
+@router.post("/rollouts", status_code=201, responses=PLANNED)
 async def create_rollout(given: Given, order: RolloutOrder, response: Response) -> RolloutDetail | Plan:
     """Start bringing a release to the fleet, or (`dry_run`) say what that would do."""
-    policy = parse_policy(msgspec.json.encode(order.policy))
-    model, version = ModelName(ids.name(order.model, "model")), ids.version(order.version)
+    policy = read_policy(order.policy)
+    release = given.release(order.model, order.version)
     if order.dry_run:
         response.status_code = 200
-        release = given.releases.release(model, version)
-        if release is None:
-            raise NotFound("model", f"{model} {version}")
-        return plan(given.committed(), release, given.releases.manifest(release.bundle_sha256), policy)
-    rollout = await given.fleet.call(lambda fleet: fleet.create_rollout(model, version, policy, order.actor))
+        return plan(given.committed(), release, given.releases.manifest, policy)
+    rollout = await given.fleet.call(
+        lambda fleet: fleet.create_rollout(release.model, release.version, policy, order.actor)
+    )
     response.headers["Location"] = f"/api/v1/rollouts/{rollout.id}"
-    return rollout_detail(rollout)
+    return rollout_detail(rollout, given.clock())
 
 
-@router.get("/{rollout_id}")
+@router.post("/models/{model}/rollback", status_code=201, responses=PLANNED)
+async def roll_back_model(given: Given, model: str, order: RollbackOrder, response: Response) -> RolloutDetail | Plan:
+    """Bring the fleet to an earlier release: at once, or by a rollout of the policy that is given."""
+    if order.policy is not None and order.at_once:
+        raise PolicyInvalid("at_once waits for no policy; give one of them", "at_once")
+    if order.policy is None and order.at_once is False:
+        raise PolicyInvalid("without at_once it goes by a policy; give one", "policy")
+    policy = None if order.policy is None else read_policy(order.policy)
+    release = given.release(model, order.to)
+    if order.dry_run:
+        response.status_code = 200
+        return plan(given.committed(), release, given.releases.manifest, policy)
+    rollout = await given.fleet.call(
+        lambda fleet: fleet.roll_back(ModelName(model), order.to, order.actor, order.reason, policy)
+    )
+    response.headers["Location"] = f"/api/v1/rollouts/{rollout.id}"
+    return rollout_detail(rollout, given.clock())
+
+
+@router.get("/rollouts/{rollout_id}")
 def show_rollout(given: Given, rollout_id: str) -> RolloutDetail:
-    """One rollout with its evidence, the counts behind it, and every verdict."""
-    return rollout_detail(given.rollout(RolloutId(rollout_id)))
+    """One rollout with its evidence, the counts and terms behind it, every verdict, and what happens next."""
+    return rollout_detail(given.rollout(RolloutId(rollout_id)), given.clock())
 
 
-@router.get("/{rollout_id}/members")
-def list_members(given: Given, rollout_id: str) -> list[MemberView]:
+@router.get("/rollouts/{rollout_id}/members")
+def list_members(
+    given: Given,
+    rollout_id: str,
+    outcome: OutcomeWord | None = None,
+    wave: Annotated[int | None, Query(ge=0, description="From 0.")] = None,
+    arm: Annotated[str | None, Query(pattern="^(treated|control|waiting)$")] = None,
+    limit: Limit = PAGE_MAX,
+    cursor: Offset = None,
+) -> MemberPage:
     """Every device of the rollout: treated and waiting in their random order, then the controls."""
-    return member_views(given.rollout(RolloutId(rollout_id)))
+
+    def fitting(views: Iterable[MemberView]) -> Iterable[MemberView]:
+        for view in views:
+            if outcome in (None, view.outcome) and wave in (None, view.wave) and arm in (None, view.arm):
+                yield view
+
+    page, following = paged(fitting(member_views(given.rollout(RolloutId(rollout_id)))), cursor, limit)
+    return MemberPage(members=page, next=following)
 
 
-@router.get("/{rollout_id}/evidence")
-def show_evidence(given: Given, rollout_id: str) -> list[EvidencePointView]:
-    """How the evidence grew."""
-    return evidence_points(given, given.rollout(RolloutId(rollout_id)))
+@router.get("/rollouts/{rollout_id}/waiting")
+def list_waiting(
+    given: Given,
+    rollout_id: str,
+    why: Annotated[Why | None, Query(description="Only those that wait for this.")] = None,
+    limit: Limit = PAGE_MAX,
+    cursor: Offset = None,
+) -> WaitingPage:
+    """Each device that has no outcome yet, or is out of it, and why."""
+    rollout, now = given.rollout(RolloutId(rollout_id)), given.clock()
+    fleet = presences(given.committed().devices, rollout)
+    found = list(who_waits(rollout, fleet, now))
+    page, following = paged((each for each in found if why in (None, each.why)), cursor, limit)
+    return WaitingPage(
+        waiting=waiting_views(rollout, fleet, page),
+        next=following,
+        counts=dict(sorted(Counter(each.why for each in found).items(), key=lambda each: each[0].value)),
+        outlook=outlook(rollout, now),
+        due_at=None if rollout.state in ENDED else rollout.due_at,
+    )
 
 
-@router.post("/{rollout_id}/{order}")
+@router.get("/rollouts/{rollout_id}/evidence")
+def show_evidence(given: Given, rollout_id: str, limit: Limit = PAGE_MAX, cursor: Offset = None) -> EvidencePage:
+    """How the evidence grew: a point whenever it moved, reports came in, or the state changed."""
+    rollout = given.rollout(RolloutId(rollout_id))
+    page, following = paged(given.reader.points(rollout.id), cursor, limit)
+    return EvidencePage(points=[point_view(point) for point in page], next=following)
+
+
+@router.post("/rollouts/{rollout_id}/{order}")
 async def order_rollout(
     given: Given,
     rollout_id: str,
     order: Annotated[Order, Path(description="What to do.")],
-    reason: Reason,
+    said: Ordering,
 ) -> RolloutDetail:
-    """Pause, resume, abort or roll back."""
+    """Pause, resume, skip, retry, extend, approve, abort or roll back."""
+    seconds = 0.0 if said.seconds is None else said.seconds
     rollout = await given.fleet.call(
-        lambda fleet: fleet.order(RolloutId(rollout_id), order, reason.actor, reason.reason)
+        lambda fleet: fleet.order(RolloutId(rollout_id), order, said.actor, said.reason, seconds)
     )
-    return rollout_detail(rollout)
-
-
-def evidence_points(given: Services, rollout: Rollout) -> list[EvidencePointView]:
-    """Return the history of the evidence, from the outcome events."""
-    reports = [
-        Reported(entry.event.device, entry.event.body.wave, entry.taken_at)
-        for entry in given.reader.events(rollout=rollout.id, limit=OUTCOMES_MAX)
-        if isinstance(entry.event.body, OutcomeReported)
-    ]
-    return [
-        EvidencePointView(at=point.at, e=point.e, treated=point.treated, reported=point.reported, bad=point.bad)
-        for point in evidence_history(rollout, reports, given.clock())
-    ]
+    return rollout_detail(rollout, given.clock())

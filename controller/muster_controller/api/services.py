@@ -8,10 +8,11 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from muster_controller.api.hub import Hub
+from muster_controller.api.rollout_views import rollout_summary
 from muster_controller.api.schemas import ExpiryView, Status, VersionView
 from muster_controller.api.standing import sums
-from muster_controller.api.views import rollout_summary
-from muster_controller.core.rollout import Rollout
+from muster_controller.api.views import newest_baselines
+from muster_controller.core.rollout.state import Rollout
 from muster_controller.db.reader import LedgerReader
 from muster_controller.db.snapshot import Committed
 from muster_controller.errors import NotFound
@@ -19,7 +20,9 @@ from muster_controller.fleet import Fleet
 from muster_controller.gateway.fleet_thread import FleetThread
 from muster_controller.ports import Device
 from muster_controller.releases import Releases
-from muster_shared.ids import DeviceId, FleetId, RolloutId
+from muster_shared import ids
+from muster_shared.ids import DeviceId, FleetId, ModelName, RolloutId
+from muster_shared.messages import ReleaseRef
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,20 @@ class Services:
 
     def rollout(self, rollout: RolloutId) -> Rollout:
         """Raises NotFound."""
-        found = self.committed().running.get(rollout) or self.reader.rollout(rollout)
+        found = self.find_rollout(rollout)
         if found is None:
             raise NotFound("rollout", rollout)
+        return found
+
+    def find_rollout(self, rollout: RolloutId) -> Rollout | None:
+        return self.committed().running.get(rollout) or self.reader.rollout(rollout)
+
+    def release(self, model: str, version: str) -> ReleaseRef:
+        """Return a published release. Raises NotFound, and WireError where these are no names."""
+        name, number = ModelName(ids.name(model, "model")), ids.version(version)
+        found = self.releases.release(name, number)
+        if found is None:
+            raise NotFound("model", f"{model} {version}")
         return found
 
     def expiries(self) -> list[ExpiryView]:
@@ -85,15 +99,20 @@ class Services:
                 VersionView(model=each.model, version=each.version, release=each.release, devices=each.devices)
                 for each in found.versions
             ],
-            baselines={name: baseline.release.version for name, baseline in sorted(fleet.baselines.items())},
+            baselines=newest_baselines(fleet),
             rollouts=[rollout_summary(rollout) for rollout in running],
             expiries=self.expiries(),
             counters=self.counters(),
         )
 
-    async def republish_trust(self) -> None:
-        """Say the trust metadata to the fleet again, because it changed."""
-        await self.fleet.call(Fleet.publish_trust)
+    async def republish_trust(self, what: str, subject: str, detail: str) -> None:
+        """Say the trust metadata to the fleet again, because it changed, and write down what did."""
+
+        def say(fleet: Fleet) -> None:
+            fleet.publish_trust()
+            fleet.note(what, subject, detail, "the holders of the keys")
+
+        await self.fleet.call(say)
 
 
 def services(request: Request) -> Services:

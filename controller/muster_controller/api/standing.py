@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from muster_controller.db.snapshot import Committed
+from muster_controller.groups import device_class
 from muster_controller.ports import Desired, Device
 from muster_shared.assignment import ModelAssignment
 from muster_shared.ids import DeviceId, ModelName
@@ -49,7 +50,7 @@ def standing(device: Device, desired: Desired | None) -> Standing:
         return Standing.UNASSIGNED
     twins = {} if device.twin is None else {model.model: model for model in device.twin.models}
     accepted = device.twin is not None and device.twin.counter >= desired.counter
-    found = [_model_standing(twins.get(name), wanted, accepted) for name, wanted in desired.models.items()]
+    found = [_model_standing(twins.get(name), each.assignment, accepted) for name, each in desired.models.items()]
     return next(each for each in Standing if each in found)
 
 
@@ -92,11 +93,6 @@ def select(
             and (state is None or standing(device, fleet.desired.get(device_id)) is state)
         ):
             yield device
-
-
-def device_class(device: Device) -> str:
-    """Return the class that a device reports; "unknown" before its first twin."""
-    return "unknown" if device.twin is None else device.twin.hardware.device_class
 
 
 def _model_standing(twin: TwinModel | None, wanted: ModelAssignment, accepted: bool) -> Standing:

@@ -1,39 +1,28 @@
-"""Domain values to what the API says. Pure."""
+"""Devices, history and models as the API says them. Pure. Rollouts: `rollout_views`."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
 
 from muster_controller.api.schemas import (
+    BaselineView,
     DeviceDetail,
     DeviceView,
     EventView,
-    EvidenceView,
     FileView,
-    MemberView,
     ModelView,
     NoteView,
-    Plan,
     ReleaseView,
-    RolloutCounts,
-    RolloutDetail,
-    RolloutSummary,
     SlotView,
-    StratumView,
     VariantView,
-    VerdictView,
     VersionDetail,
-    WaveView,
 )
-from muster_controller.api.standing import IDLE, device_class, standing, sums
-from muster_controller.core.gate import HOLD, Evidence
-from muster_controller.core.policy import Policy, wave_sizes
-from muster_controller.core.rollout import Outcome, Rollout, weigh
+from muster_controller.api.standing import IDLE, standing, sums
 from muster_controller.db.reader import EventEntry, NoteEntry
 from muster_controller.db.snapshot import Committed
-from muster_controller.ports import Desired, Device
+from muster_controller.groups import device_class
+from muster_controller.ports import Baseline, Desired, Device, Wanted
 from muster_shared.bundle import Manifest
 from muster_shared.ids import ModelName
 from muster_shared.messages import (
@@ -45,7 +34,6 @@ from muster_shared.messages import (
     StepReached,
     TwinModel,
 )
-from muster_shared.variants import choose
 
 
 def release_view(release: ReleaseRef) -> ReleaseView:
@@ -67,7 +55,7 @@ def device_view(device: Device, desired: Desired | None) -> DeviceView:
 def device_detail(device: Device, desired: Desired | None) -> DeviceDetail:
     twin = device.twin
     reported = {} if twin is None else {model.model: model for model in twin.models}
-    wanted = {} if desired is None else {name: each.release for name, each in desired.models.items()}
+    wanted = {} if desired is None else desired.models
     return DeviceDetail(
         **_device_fields(device, desired),
         slots=[_slot(name, reported.get(name), wanted.get(name)) for name in sorted(reported.keys() | wanted.keys())],
@@ -75,6 +63,7 @@ def device_detail(device: Device, desired: Desired | None) -> DeviceDetail:
         accepted_counter=0 if twin is None else twin.counter,
         assignment_expires_at=None if desired is None or not desired.counter else desired.expires_at,
         endpoint=None if twin is None else twin.endpoint,
+        timezone=None if twin is None else twin.timezone,
         hardware=None if twin is None else msgspec.to_builtins(twin.hardware),
         host=None if twin is None else msgspec.to_builtins(twin.host),
     )
@@ -83,6 +72,7 @@ def device_detail(device: Device, desired: Desired | None) -> DeviceDetail:
 def _device_fields(device: Device, desired: Desired | None) -> dict[str, Any]:
     twin = device.twin
     models = () if twin is None else twin.models
+    wanted = {} if desired is None else desired.models
     return {
         "id": device.id,
         "online": device.online,
@@ -92,18 +82,20 @@ def _device_fields(device: Device, desired: Desired | None) -> dict[str, Any]:
         "agent_version": None if twin is None else twin.agent_version,
         "labels": {} if twin is None else twin.labels,
         "active": {model.model: model.active.version for model in models if model.active is not None},
-        "desired": {} if desired is None else {name: each.release.version for name, each in desired.models.items()},
+        "desired": {name: each.assignment.release.version for name, each in wanted.items()},
         "error": next((model.last_error for model in models if model.last_error), None),
     }
 
 
-def _slot(name: ModelName, twin: TwinModel | None, wanted: ReleaseRef | None) -> SlotView:
+def _slot(name: ModelName, twin: TwinModel | None, wanted: Wanted | None) -> SlotView:
     return SlotView(
         model=name,
         phase=IDLE if twin is None else twin.phase,
         active=None if twin is None or twin.active is None else release_view(twin.active),
         standby=None if twin is None or twin.standby is None else release_view(twin.standby),
-        desired=None if wanted is None else release_view(wanted),
+        desired=None if wanted is None else release_view(wanted.assignment.release),
+        rollout=None if wanted is None else wanted.rollout,
+        since=None if wanted is None else wanted.at,
         progress=None if twin is None else twin.progress,
         engine=None if twin is None else twin.engine,
         requests=0 if twin is None else twin.requests,
@@ -149,165 +141,6 @@ def note_view(entry: NoteEntry) -> NoteView:
     )
 
 
-# -- rollouts ------------------------------------------------------------------------------------------------------
-
-
-def rollout_summary(rollout: Rollout) -> RolloutSummary:
-    return RolloutSummary(**_rollout_fields(rollout, weigh(rollout)))
-
-
-def rollout_detail(rollout: Rollout) -> RolloutDetail:
-    found = weigh(rollout)
-    return RolloutDetail(
-        **_rollout_fields(rollout, found),
-        policy=msgspec.to_builtins(rollout.policy),
-        evidence=evidence_view(found),
-        verdicts=[
-            VerdictView(
-                at=verdict.at,
-                wave=verdict.wave,
-                kind=verdict.kind.value,
-                reason=verdict.reason,
-                evidence=evidence_view(verdict.evidence),
-            )
-            for verdict in rollout.verdicts
-        ],
-        wave_views=wave_views(rollout),
-        wave_began_at=rollout.wave_began_at,
-    )
-
-
-def _rollout_fields(rollout: Rollout, found: Evidence) -> dict[str, Any]:
-    taken = [member for member in rollout.members.values() if member.wave is not None]
-    outcomes = Counter(member.outcome for member in taken)
-    return {
-        "id": rollout.id,
-        "model": rollout.model,
-        "version": rollout.release.version,
-        "previous": None if rollout.previous is None else rollout.previous.version,
-        "state": rollout.state.value,
-        "reason": rollout.reason,
-        "wave": rollout.wave,
-        "waves": list(rollout.waves),
-        "created_at": rollout.created_at,
-        "created_by": rollout.created_by,
-        "ended_at": rollout.ended_at,
-        "counts": RolloutCounts(
-            devices=len(rollout.members),
-            waiting=len(rollout.members) - len(taken),
-            pending=outcomes[Outcome.PENDING],
-            good=outcomes[Outcome.GOOD],
-            bad=outcomes[Outcome.BAD],
-            returned=sum(member.returned for member in taken),
-            bytes_fetched=sum(member.bytes_fetched for member in taken),
-        ),
-        "e": found.e,
-        "hold_at": HOLD,
-        "abort_at": 1 / rollout.policy.alpha,
-    }
-
-
-def evidence_view(found: Evidence) -> EvidenceView:
-    return EvidenceView(
-        e=found.e,
-        e_controls=found.e_controls,
-        e_objective=found.e_objective,
-        e_classes=dict(found.e_classes),
-        strata=[
-            StratumView(
-                wave=stratum.wave,
-                device_class=stratum.device_class,
-                treated=stratum.treated,
-                treated_bad=stratum.treated_bad,
-                controls=stratum.controls,
-                controls_bad=stratum.controls_bad,
-            )
-            for stratum in found.strata
-        ],
-    )
-
-
-def wave_views(rollout: Rollout) -> list[WaveView]:
-    """Return what was planned and what has begun, in order; more waves may come than were planned."""
-    views = []
-    for wave in range(max(len(rollout.waves), rollout.wave + 1)):
-        members = [member for member in rollout.members.values() if member.wave == wave]
-        outcomes = Counter(member.outcome for member in members)
-        views.append(
-            WaveView(
-                wave=wave,
-                planned=rollout.waves[wave] if wave < len(rollout.waves) else None,
-                devices=len(members),
-                controls=sum(control.wave == wave for control in rollout.controls.values()),
-                pending=outcomes[Outcome.PENDING],
-                good=outcomes[Outcome.GOOD],
-                bad=outcomes[Outcome.BAD],
-                began_at=min(
-                    (member.assigned_at for member in members if member.assigned_at is not None), default=None
-                ),
-            )
-        )
-    return views
-
-
-def member_views(rollout: Rollout) -> list[MemberView]:
-    """Return the treated and the waiting in their order, then the controls."""
-    members = sorted(rollout.members.values(), key=lambda member: member.position)
-    views = [
-        MemberView(
-            device=member.device,
-            device_class=member.device_class,
-            wave=member.wave,
-            arm="waiting" if member.wave is None else "treated",
-            outcome=member.outcome.value,
-            reason=member.reason,
-            step=None if member.step is None else member.step.value,
-            bytes_fetched=member.bytes_fetched,
-            seconds=member.seconds,
-            returned=member.returned,
-        )
-        for member in members
-    ]
-    return views + [
-        MemberView(
-            device=control.device,
-            device_class=control.device_class,
-            wave=control.wave,
-            arm="control",
-            outcome=control.outcome.value,
-            reason=control.reason,
-            step=None,
-            bytes_fetched=0,
-            seconds=0.0,
-            returned=False,
-        )
-        for _, control in sorted(rollout.controls.items())
-    ]
-
-
-def plan(fleet: Committed, release: ReleaseRef, manifest: Manifest | None, policy: Policy) -> Plan:
-    """Return what a rollout would do now, by the rules of `Fleet.create_rollout`."""
-    baseline = fleet.baselines.get(release.model)
-    eligible = [
-        device
-        for device in fleet.devices.values()
-        if device.twin is not None
-        and manifest is not None
-        and all(device.twin.labels.get(key) == value for key, value in policy.selector.items())
-        and choose(manifest, device.twin.hardware) is not None
-    ]
-    return Plan(
-        model=release.model,
-        version=release.version,
-        previous=None if baseline is None else baseline.release.version,
-        devices=len(eligible),
-        online=sum(device.online for device in eligible),
-        classes=dict(sorted(Counter(device_class(device) for device in eligible).items())),
-        waves=list(wave_sizes(policy, len(eligible))) if eligible else [],
-        policy=msgspec.to_builtins(policy),
-    )
-
-
 # -- models --------------------------------------------------------------------------------------------------------
 
 
@@ -316,16 +149,27 @@ def model_views(fleet: Committed, names: Sequence[ModelName], releases: Sequence
     for share in sums(fleet).versions:
         serving.setdefault(share.model, {})[share.version] = share.devices
     ordered = sorted(releases, key=lambda release: release.release)
-    baselines: Mapping[ModelName, str] = {name: each.release.version for name, each in fleet.baselines.items()}
     return [
         ModelView(
             name=name,
             versions=[release.version for release in ordered if release.model == name],
-            baseline=baselines.get(name),
+            baseline=newest_baselines(fleet).get(name),
+            baselines=[baseline_view(each) for each in fleet.baselines.get(name, ())],
             devices=serving.get(name, {}),
         )
         for name in sorted({*names, *(release.model for release in releases)})
     ]
+
+
+def newest_baselines(fleet: Committed) -> dict[str, str]:
+    """Return by model the version of the newest baseline, whatever its group."""
+    return {name: found[0].release.version for name, found in sorted(fleet.baselines.items()) if found}
+
+
+def baseline_view(baseline: Baseline) -> BaselineView:
+    return BaselineView(
+        version=baseline.release.version, selector=baseline.selector, rollout=baseline.rollout, at=baseline.at
+    )
 
 
 def version_detail(release: ReleaseRef, manifest: Manifest) -> VersionDetail:

@@ -17,6 +17,7 @@ from muster_shared.errors import MusterError
 
 URL_VARIABLE = "MUSTER_URL"
 TIMEOUT_S = 40.0  # Longer than the controller lets an order wait.
+PAGE = 200  # What every listing gives at once.
 PIECE_BYTES = 256 * 1024
 
 EXIT_CODES = "Exit codes: 0 done, 1 refused or failed, 2 usage, 4 no such thing, 5 conflict, 6 no controller answers."
@@ -35,9 +36,9 @@ class ApiProblem(MusterError):
 class Api:
     """One controller's API. Use it as a context manager."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
         self.url = url.rstrip("/")
-        self._http = httpx.Client(base_url=f"{self.url}/api/v1", timeout=TIMEOUT_S, trust_env=False)
+        self._http = httpx.Client(base_url=f"{self.url}/api/v1", timeout=timeout_s, trust_env=False)
 
     def __enter__(self) -> Self:
         return self
@@ -50,6 +51,18 @@ class Api:
     def get(self, path: str, params: Mapping[str, str | int | list[str]] | None = None) -> Any:
         """Return the JSON at `path`. Raises ApiProblem, ServerUnavailable."""
         return self._send("GET", path, params=dict(params or {})).json()
+
+    def pages(self, path: str, name: str, limit: int, params: Mapping[str, str | int | list[str]]) -> list[Any]:
+        """Return the first `limit` of a listing, page after page; `name` is what its pages call their lines."""
+        found: list[Any] = []
+        query = dict(params)
+        while len(found) < limit:
+            page = self.get(path, {**query, "limit": min(PAGE, limit - len(found))})
+            found += page[name]
+            if page["next"] is None:
+                break
+            query["cursor"] = page["next"]
+        return found
 
     def post(self, path: str, body: object) -> Any:
         return self._send("POST", path, json=body).json()
@@ -102,11 +115,15 @@ class Api:
 def connect(context: typer.Context) -> Api:
     """Return the API of the controller that the command line names, else of the one that runs in ./muster-data."""
     given = context.find_root().obj
-    url = given if isinstance(given, str) and given else None
-    if url is None:
-        running = read_running(Path(os.environ.get("MUSTER_DATA", DATA)))
-        url = running.url if running is not None else f"http://{HOST}:{PORT}"
-    return Api(url)
+    return Api(find_url(given if isinstance(given, str) else None))
+
+
+def find_url(given: str | None) -> str:
+    """Return where the controller is: as given, else as the one that runs in ./muster-data says."""
+    if given:
+        return given
+    running = read_running(Path(os.environ.get("MUSTER_DATA", DATA)))
+    return running.url if running is not None else f"http://{HOST}:{PORT}"
 
 
 def refuse(error: MusterError | OSError) -> NoReturn:

@@ -7,12 +7,12 @@ from rich.console import Console
 from rich.table import Table
 
 from muster_controller.api.standing import Standing
+from muster_controller.cli.arguments import AsJson, DeviceArgument, Limit
 from muster_controller.cli.client import EXIT_CODES, connect, refuse
 from muster_controller.cli.output import emit
 from muster_shared.errors import MusterError
 
 app = typer.Typer(help="Devices.", no_args_is_help=True, epilog=EXIT_CODES)
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("list")
@@ -22,7 +22,7 @@ def list_(
     online: Annotated[bool | None, typer.Option("--online/--offline", help="Only these.")] = None,
     device_class: Annotated[str | None, typer.Option("--class", help="Of this class.")] = None,
     label: Annotated[list[str] | None, typer.Option("--label", "-l", help="key=value; repeat it.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
+    limit: Limit = 100,
     as_json: AsJson = False,
 ) -> None:
     """List devices, by id."""
@@ -33,15 +33,9 @@ def list_(
         params["online"] = str(online).lower()
     if device_class is not None:
         params["class"] = device_class
-    devices: list[dict[str, object]] = []
     try:
         with connect(context) as api:
-            while len(devices) < limit:
-                page = api.get("/devices", {**params, "limit": min(1000, limit - len(devices))})
-                devices += page["devices"]
-                if page["next"] is None:
-                    break
-                params["cursor"] = page["next"]
+            devices = api.pages("/devices", "devices", limit, params)
     except MusterError as error:
         refuse(error)
 
@@ -62,9 +56,7 @@ def list_(
 
 
 @app.command(epilog=EXIT_CODES)
-def show(
-    context: typer.Context, device: Annotated[str, typer.Argument(help="Its id.")], as_json: AsJson = False
-) -> None:
+def show(context: typer.Context, device: DeviceArgument, as_json: AsJson = False) -> None:
     """Show one device: its slots and its newest events."""
     try:
         with connect(context) as api:
@@ -76,11 +68,12 @@ def show(
     def human(console: Console) -> None:
         link = "online" if found["online"] else "offline"
         console.print(f"{found['id']}: {found['device_class']}, {link}, {found['standing']}.")
-        table = Table("model", "serves", "kept", "should serve", "phase", "engine", "error")
+        table = Table("model", "serves", "kept", "should serve", "by rollout", "phase", "engine", "error")
         for slot in found["slots"]:
             table.add_row(
                 slot["model"],
                 *(slot[key]["version"] if slot[key] else "–" for key in ("active", "standby", "desired")),
+                slot["rollout"] or "–",
                 slot["phase"],
                 slot["engine"] or "–",
                 slot["last_error"] or "",

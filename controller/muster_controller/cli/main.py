@@ -1,9 +1,11 @@
 """The `muster` command: puts the groups together, and the commands that other distributions bring.
 
-A distribution adds a command with an entry point of the group `muster.commands`: a function as typer takes it. It is
-imported only when it is called, or when all commands are listed.
+A distribution adds a command with an entry point of the group `muster.commands`: a function as typer takes it. Its name
+is the command's, with the group before a dot where it belongs into one: `demo`, `rollout.simulate`. It is imported only
+when it is called, or when the commands beside it are listed.
 """
 
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any
 
@@ -11,29 +13,44 @@ import typer
 from typer.core import TyperGroup
 
 from muster_controller import __version__
-from muster_controller.cli import devices, keys, models, rollouts, trust
+from muster_controller.cli import devices, keys, models, policies, rollouts, trust
 from muster_controller.cli.client import EXIT_CODES, URL_VARIABLE
+from muster_controller.cli.diff import diff
 from muster_controller.cli.init import init
 from muster_controller.cli.output import fail
+from muster_controller.cli.rollback import rollback
 from muster_controller.cli.serve import serve
 from muster_controller.cli.status import status
 
 PLUGINS = "muster.commands"
+ELSEWHERE = {"demo": "muster-simulator", "rollout.simulate": "muster-simulator"}
+"""Commands that we know of, and the distribution that brings them: what to say where it is not installed."""
 
 
 class _WithPlugins(TyperGroup):
-    """The group of all commands, ours first."""
+    """A group of commands, ours first."""
+
+    inside = ""
+    """The group's name and a dot, as in the names of entry points; empty for that of all commands."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         ours = super().list_commands(ctx)
-        return [*ours, *(name for name in sorted(_plugins()) if name not in ours)]
+        names = (name.removeprefix(self.inside) for name in sorted(_plugins()) if name.startswith(self.inside))
+        return [*ours, *(name for name in names if "." not in name and name not in ours)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         ours = super().get_command(ctx, cmd_name)
-        if ours is not None:
+        if ours is not None or "." in cmd_name:
             return ours
-        plugin = _plugins().get(cmd_name)
-        return None if plugin is None else _load(plugin)
+        name = self.inside + cmd_name
+        plugin = _plugins().get(name)
+        if plugin is not None:
+            return _load(plugin, cmd_name)
+        return _lacking(name, cmd_name) if name in ELSEWHERE else None
+
+
+class _RolloutGroup(_WithPlugins):
+    inside = "rollout."
 
 
 app = typer.Typer(
@@ -47,8 +64,11 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(init)
 app.command()(status)
+app.command(epilog=EXIT_CODES)(rollback)
+app.command(epilog=EXIT_CODES)(diff)
 app.add_typer(models.app, name="model")
-app.add_typer(rollouts.app, name="rollout")
+app.add_typer(rollouts.app, name="rollout", cls=_RolloutGroup)
+app.add_typer(policies.app, name="policy")
 app.add_typer(devices.app, name="device")
 app.add_typer(keys.app, name="key")
 app.add_typer(trust.app, name="trust")
@@ -83,13 +103,26 @@ def _plugins() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=PLUGINS)}
 
 
-def _load(plugin: EntryPoint) -> Any:
+def _load(plugin: EntryPoint, name: str) -> Any:
     try:
         function = plugin.load()
     except ImportError as error:
         fail(f"the command {plugin.name!r} of {plugin.value} cannot be loaded: {error}")
+    return _command(function, name)
+
+
+def _lacking(plugin: str, name: str) -> Any:
+    """Return a command, in no list, that says what to install."""
+
+    def lacking(context: typer.Context) -> None:
+        fail(f"`muster {plugin.replace('.', ' ')}` is part of {ELSEWHERE[plugin]}: `pip install {ELSEWHERE[plugin]}`")
+
+    return _command(lacking, name, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+
+
+def _command(function: Callable[..., object], name: str, **settings: Any) -> Any:
     alone = typer.Typer(add_completion=False)
-    alone.command(plugin.name)(function)
+    alone.command(name, **settings)(function)
     return typer.main.get_command(alone)
 
 

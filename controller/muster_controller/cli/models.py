@@ -8,16 +8,17 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-from muster_controller.cli import models_offline
+from muster_controller.cli import completion, models_offline
+from muster_controller.cli.arguments import AsJson, ModelArgument
 from muster_controller.cli.client import EXIT_CODES, connect, refuse
 from muster_controller.cli.output import emit
 from muster_controller.registry.bundles import MANIFEST, check_bundle_folder
 from muster_shared.errors import MusterError
 
+MODELS_MAX = 10_000
+
 app = typer.Typer(help="Models and their releases.", no_args_is_help=True, epilog=EXIT_CODES)
 models_offline.register(app)
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command(epilog=EXIT_CODES)
@@ -56,7 +57,7 @@ def publish(
 @app.command("push-metadata", epilog=EXIT_CODES)
 def push_metadata(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="The model.")],
+    model: ModelArgument,
     signed: Annotated[Path, typer.Option("--signed", help="As `muster model revoke` wrote it.")],
     as_json: AsJson = False,
 ) -> None:
@@ -75,7 +76,7 @@ def list_(context: typer.Context, as_json: AsJson = False) -> None:
     """List the models and their releases."""
     try:
         with connect(context) as api:
-            models = api.get("/models")["models"]
+            models = api.pages("/models", "models", MODELS_MAX, {})
     except MusterError as error:
         refuse(error)
 
@@ -92,8 +93,10 @@ def list_(context: typer.Context, as_json: AsJson = False) -> None:
 @app.command(epilog=EXIT_CODES)
 def show(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="The model.")],
-    version: Annotated[str | None, typer.Argument(help="One release; default: all.")] = None,
+    model: ModelArgument,
+    version: Annotated[
+        str | None, typer.Argument(help="One release; default: all.", autocompletion=completion.versions)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a model, or one of its releases."""
@@ -107,6 +110,8 @@ def show(
         if version is None:
             console.print(f"{found['name']}: releases {', '.join(found['versions']) or 'none'}.")
             console.print(f"Baseline: {found['baseline'] or 'none'}.")
+            for each in found["baselines"] if len(found["baselines"]) > 1 else ():
+                console.print(f"  {each['version']} for {each['selector'] or 'every device'}, by {each['rollout']}")
             return
         console.print(f"{model} {version}, release {found['release']}, licence {found['licence']}")
         console.print(f"bundle {found['bundle_sha256']}", highlight=False)

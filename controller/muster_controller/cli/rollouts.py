@@ -1,85 +1,94 @@
-"""`muster rollout`: begin rollouts, watch them, and give orders to them."""
+"""`muster rollout`: begin rollouts and look at them. Watching, explaining and orders stand beside it."""
 
-import getpass
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
+from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from muster_controller.cli.client import EXIT_CODES, Api, connect, refuse
-from muster_controller.cli.output import emit, fail
+from muster_controller.cli import rollout_explain, rollout_orders, rollout_watch
+from muster_controller.cli.arguments import (
+    As,
+    AsJson,
+    Limit,
+    ModelArgument,
+    ModelOption,
+    RolloutArgument,
+    VersionArgument,
+    actor,
+)
+from muster_controller.cli.client import EXIT_CODES, connect, refuse
+from muster_controller.cli.output import emit
+from muster_controller.cli.plans import print_plan
+from muster_controller.cli.policy_options import policy_of
+from muster_controller.core.rollout.explain import Why
+from muster_controller.core.rollout.state import Outcome, RolloutState
 from muster_shared.errors import MusterError
 
-POLL_S = 0.5
-WATCH_CODES = {"finished": 0, "aborted": 2, "paused": 3}
-WATCH_EPILOG = "Exit codes: 0 finished, 2 aborted, 3 paused, 1 failed, 4 no such rollout, 6 no controller answers."
-
 app = typer.Typer(help="Staged rollouts.", no_args_is_help=True, epilog=EXIT_CODES)
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Id = Annotated[str, typer.Argument(help="The rollout's id, as `muster rollout list` shows it.")]
-Why = Annotated[str, typer.Option("--reason", "-r", help="For the history.")]
 
 
 @app.command(epilog=EXIT_CODES)
 def create(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="The model.")],
-    version: Annotated[str, typer.Argument(help="A published release of it.")],
+    model: ModelArgument,
+    version: VersionArgument,
     policy: Annotated[
-        Path | None, typer.Option(help="The policy as a JSON file; what it leaves out is default.")
+        Path | None, typer.Option(help="The policy, YAML or JSON; what it leaves out is default.")
     ] = None,
     wave: Annotated[
         list[str] | None, typer.Option("--wave", "-w", help='Devices, or a share such as "25%"; repeat it.')
     ] = None,
     label: Annotated[list[str] | None, typer.Option("--label", "-l", help="Only devices with key=value.")] = None,
+    selector: Annotated[
+        str | None, typer.Option("--selector", "-s", help="Only devices that this label selector names.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and do nothing.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Then follow it, as `muster rollout watch`.")] = False,
+    by: As = None,
     as_json: AsJson = False,
 ) -> None:
     """Begin bringing a release to the fleet, wave by wave."""
     try:
-        written: dict[str, Any] = (
-            {} if policy is None else msgspec.json.decode(policy.read_bytes(), type=dict[str, Any])
-        )
-        if wave:
-            written["waves"] = [int(each) if each.isdecimal() else each for each in wave]
-        if label:
-            written["selector"] = dict(each.split("=", 1) for each in label)
+        written = policy_of(policy, wave or [], label or [], selector)
         with connect(context) as api:
-            found = api.post(
-                "/rollouts",
-                {"model": model, "version": version, "policy": written, "dry_run": dry_run, "actor": getpass.getuser()},
-            )
-    except (msgspec.MsgspecError, ValueError) as error:
-        fail(f"{policy or 'the options'}: {error}")
+            order = {"model": model, "version": version, "policy": written, "dry_run": dry_run, "actor": actor(by)}
+            found = api.post("/rollouts", order)
     except (MusterError, OSError) as error:
         refuse(error)
 
     def human(console: Console) -> None:
         if dry_run:
-            classes = ", ".join(f"{count} {name}" for name, count in found["classes"].items())
-            console.print(f"{model} {version} would go to {found['devices']} devices ({classes or 'none fits'}).")
-            console.print(f"{found['online']} of them are online; waves of {', '.join(map(str, found['waves']))}.")
+            print_plan(console, found)
             return
-        console.print(f"{found['id']}: {found['state']}, waves of {', '.join(map(str, found['waves']))}.")
-        console.print(f"Next: `muster rollout watch {found['id']}`.")
+        console.print(f"Rollout {found['id']} begins: {model} {version} to {found['counts']['devices']} devices.")
+        console.print(found["outlook"], highlight=False)
+        if not watch:
+            console.print(f"Next: `muster rollout watch {found['id']}`.", highlight=False)
 
     emit(found, as_json, human)
+    if watch and not dry_run:
+        rollout_watch.watch(context, found["id"], None, as_json)
 
 
 @app.command("list", epilog=EXIT_CODES)
-def list_(context: typer.Context, as_json: AsJson = False) -> None:
-    """List rollouts, newest first."""
+def list_(
+    context: typer.Context,
+    state: Annotated[RolloutState | None, typer.Option(help="Only these.")] = None,
+    model: ModelOption = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List the rollouts, newest first."""
+    params: dict[str, str | int | list[str]] = {}
+    if state is not None:
+        params["state"] = state.value
+    if model is not None:
+        params["model"] = model
     try:
         with connect(context) as api:
-            rollouts = api.get("/rollouts")["rollouts"]
+            rollouts = api.pages("/rollouts", "rollouts", limit, params)
     except MusterError as error:
         refuse(error)
 
@@ -90,152 +99,99 @@ def list_(context: typer.Context, as_json: AsJson = False) -> None:
             wave = f"{each['wave'] + 1}/{len(each['waves'])}"
             good, bad = str(counts["good"]), str(counts["bad"])
             table.add_row(each["id"], each["state"], wave, good, bad, f"{each['e']:.2g}", each["reason"])
-        console.print(table if rollouts else "Nothing was rolled out; begin with `muster rollout create`.")
+        console.print(table if rollouts else "No rollout is like that; begin with `muster rollout create`.")
 
     emit(rollouts, as_json, human)
 
 
 @app.command(epilog=EXIT_CODES)
-def show(context: typer.Context, rollout: Id, as_json: AsJson = False) -> None:
-    """Show one rollout: waves, counts and evidence."""
+def show(context: typer.Context, rollout: RolloutArgument, as_json: AsJson = False) -> None:
+    """Show one rollout: waves, counts, evidence, and what happens next."""
     try:
         with connect(context) as api:
             found = api.get(f"/rollouts/{rollout}")
     except MusterError as error:
         refuse(error)
-    emit(found, as_json, lambda console: console.print(_picture(found)))
+    emit(found, as_json, lambda console: console.print(rollout_watch.picture(found)))
 
 
 @app.command(epilog=EXIT_CODES)
-def explain(context: typer.Context, rollout: Id, as_json: AsJson = False) -> None:
-    """Say what the gate has counted, what E is, and why it decided what it did."""
+def devices(
+    context: typer.Context,
+    rollout: RolloutArgument,
+    outcome: Annotated[Outcome | None, typer.Option(help="Only these.")] = None,
+    wave: Annotated[int | None, typer.Option(min=1, help="Of this wave, from 1.")] = None,
+    limit: Limit = 10_000,
+    as_json: AsJson = False,
+) -> None:
+    """List the devices of a rollout: treated and waiting in their order, then those held back."""
+    params: dict[str, str | int | list[str]] = {}
+    if outcome is not None:
+        params["outcome"] = outcome.value
+    if wave is not None:
+        params["wave"] = wave - 1
     try:
         with connect(context) as api:
-            found = api.get(f"/rollouts/{rollout}")
+            members = api.pages(f"/rollouts/{rollout}/members", "members", limit, params)
     except MusterError as error:
         refuse(error)
 
     def human(console: Console) -> None:
-        evidence = found["evidence"]
-        table = Table("wave", "class", "treated", "bad", "held back", "bad", title="Counted")
-        for stratum in evidence["strata"]:
-            keys = ("device_class", "treated", "treated_bad", "controls", "controls_bad")
-            table.add_row(str(stratum["wave"] + 1), *(str(stratum[key]) for key in keys))
-        console.print(table if evidence["strata"] else "Nothing was counted yet.")
-        console.print(
-            f"E = {evidence['e']:.3g}: {evidence['e_controls']:.3g} against devices that were held back, "
-            f"{evidence['e_objective']:.3g} against the objective of {found['policy']['failure_objective']:.0%}.",
-            highlight=False,
-        )
-        console.print(
-            f"Nothing is promoted from E = {found['hold_at']:g} on; at {found['abort_at']:g} it is aborted. A harmless "
-            f"release gets there with a chance of {found['policy']['alpha']:.0%} at most, however often one looks.",
-            highlight=False,
-        )
-        for verdict in found["verdicts"]:
-            console.print(f"  wave {verdict['wave'] + 1} {verdict['kind']}: {verdict['reason']}", highlight=False)
+        table = Table("device", "class", "wave", "arm", "outcome", "step", "attempt", "why")
+        for each in members:
+            table.add_row(
+                each["device"],
+                each["device_class"],
+                "–" if each["wave"] is None else str(each["wave"] + 1),
+                "held back" if each["arm"] == "control" else each["arm"],
+                "back" if each["returned"] else each["outcome"],
+                (each["step"] or "–").replace("_", " "),
+                str(each["attempt"] or "–"),
+                _said(each),
+            )
+        console.print(table if members else "No device of it is like that.")
 
-    emit({"evidence": found["evidence"], "verdicts": found["verdicts"]}, as_json, human)
+    emit(members, as_json, human)
 
 
-@app.command(epilog=WATCH_EPILOG)
-def watch(
+@app.command(epilog=EXIT_CODES)
+def waiting(
     context: typer.Context,
-    rollout: Id,
-    timeout: Annotated[float | None, typer.Option(help="Give up after so many seconds, with exit code 1.")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a line, whenever something changed.")
-    ] = False,
+    rollout: RolloutArgument,
+    why: Annotated[Why | None, typer.Option(help="Only those that wait for this.")] = None,
+    limit: Limit = 10_000,
+    as_json: AsJson = False,
 ) -> None:
-    """Follow a rollout until it has finished, is aborted, or pauses. The exit code says which."""
-    end = None if timeout is None else time.monotonic() + timeout
+    """List each device that has no outcome yet, or is out of it, and why."""
+    params: dict[str, str | int | list[str]] = {} if why is None else {"why": why.value}
     try:
         with connect(context) as api:
-            state = _watch_lines(api, rollout, end) if as_json else _watch_live(api, rollout, end)
+            found = api.get(f"/rollouts/{rollout}/waiting", {"limit": 1})
+            lines = api.pages(f"/rollouts/{rollout}/waiting", "waiting", limit, params)
     except MusterError as error:
         refuse(error)
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-    if state not in WATCH_CODES:
-        fail(f"{rollout} is still {state} after {timeout:g} s; watch it again")
-    raise typer.Exit(WATCH_CODES[state])
+
+    def human(console: Console) -> None:
+        said = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found["counts"].items())
+        console.print(f"{said or 'Nobody waits'}.", highlight=False)
+        table = Table("device", "class", "wave", "waits for", "why")
+        for each in lines:
+            wave = "–" if each["wave"] is None else str(each["wave"] + 1)
+            table.add_row(each["device"], each["device_class"], wave, each["why"].replace("_", " "), each["sentence"])
+        if lines:
+            console.print(table)
+        console.print(found["outlook"], highlight=False)
+
+    emit(lines, as_json, human)
 
 
-def _watch_live(api: Api, rollout: str, end: float | None) -> str:
-    found = api.get(f"/rollouts/{rollout}")
-    with Live(_picture(found), refresh_per_second=4) as live:
-        while found["state"] not in WATCH_CODES and (end is None or time.monotonic() < end):
-            time.sleep(POLL_S)
-            found = api.get(f"/rollouts/{rollout}")
-            live.update(_picture(found))
-    return str(found["state"])
+def _said(member: dict[str, Any]) -> str:
+    said = str(member["reason"])
+    if member["cause"] and member["cause"] not in said:
+        said += f" ({member['cause']})"
+    return said + (f"; tried again: {member['second']}" if member["second"] else "")
 
 
-def _watch_lines(api: Api, rollout: str, end: float | None) -> str:
-    last = None
-    while True:
-        found = api.get(f"/rollouts/{rollout}")
-        line = msgspec.json.encode(
-            {key: found[key] for key in ("id", "state", "reason", "wave", "counts", "e")}
-        ).decode()
-        if line != last:
-            print(line, flush=True)
-            last = line
-        if found["state"] in WATCH_CODES or (end is not None and time.monotonic() >= end):
-            return str(found["state"])
-        time.sleep(POLL_S)
-
-
-def _picture(found: dict[str, Any]) -> RenderableType:
-    counts = found["counts"]
-    head = Text.assemble(
-        (f"{found['model']} {found['version']}", "bold"),
-        f" over {found['previous']}" if found["previous"] else "",
-        f"  {found['state']}",
-        f"  {found['reason']}" if found["reason"] else "",
-    )
-    table = Table("wave", "devices", "", "good", "bad", "pending", "held back", box=None)
-    for wave in found["wave_views"]:
-        devices = wave["devices"] or wave["planned"] or 0
-        bar = ProgressBar(total=max(1, devices), completed=wave["good"] + wave["bad"], width=24)
-        numbers = (str(wave[key]) for key in ("good", "bad", "pending", "controls"))
-        table.add_row(str(wave["wave"] + 1), str(devices), bar, *numbers)
-    reported = counts["good"] + counts["bad"]
-    foot = Text(
-        f"{reported} of {counts['devices']} reported, {counts['waiting']} not begun.  "
-        f"E = {found['e']:.3g} (hold {found['hold_at']:g}, abort {found['abort_at']:g})"
-    )
-    return Group(head, table, foot)
-
-
-def _order(context: typer.Context, rollout: str, order: str, reason: str, as_json: bool) -> None:
-    try:
-        with connect(context) as api:
-            found = api.post(f"/rollouts/{rollout}/{order}", {"reason": reason, "actor": getpass.getuser()})
-    except MusterError as error:
-        refuse(error)
-    emit(found, as_json, lambda console: console.print(f"{rollout} is {found['state']}."))
-
-
-@app.command(epilog=EXIT_CODES)
-def pause(context: typer.Context, rollout: Id, reason: Why = "", as_json: AsJson = False) -> None:
-    """Begin no further wave; what is under way goes on, and the evidence can still abort it."""
-    _order(context, rollout, "pause", reason, as_json)
-
-
-@app.command(epilog=EXIT_CODES)
-def resume(context: typer.Context, rollout: Id, reason: Why = "", as_json: AsJson = False) -> None:
-    """Let the present wave pass, and go on with the next."""
-    _order(context, rollout, "resume", reason, as_json)
-
-
-@app.command(epilog=EXIT_CODES)
-def abort(context: typer.Context, rollout: Id, reason: Why = "", as_json: AsJson = False) -> None:
-    """End it, and bring back what was there before (unless its policy says stop)."""
-    _order(context, rollout, "abort", reason, as_json)
-
-
-@app.command(epilog=EXIT_CODES)
-def rollback(context: typer.Context, rollout: Id, reason: Why = "", as_json: AsJson = False) -> None:
-    """Take a finished rollout back: every device of it returns to the release before."""
-    _order(context, rollout, "rollback", reason, as_json)
+app.command(epilog=rollout_watch.EPILOG)(rollout_watch.watch)
+app.command(epilog=rollout_explain.EPILOG)(rollout_explain.explain)
+rollout_orders.register(app)

@@ -14,6 +14,13 @@ from muster_shared.ids import FleetId
 
 def serve(
     data: Annotated[Path, typer.Option("--data", "-d", envvar="MUSTER_DATA", help="The controller's folder.")] = DATA,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            envvar="MUSTER_DATABASE",
+            help="postgresql://user:password@host/name; keep passwords in the environment. Default: SQLite in --data.",
+        ),
+    ] = None,
     fleet: Annotated[str, typer.Option(help="The fleet's name, part of every topic.")] = FLEET,
     port: Annotated[int, typer.Option(help="Of the page and the API on 127.0.0.1; 0 takes a free one.")] = PORT,
     broker_url: Annotated[
@@ -37,6 +44,7 @@ def serve(
 
     config = ServerConfig(
         data=data,
+        database=database,
         fleet=FleetId(fleet),
         port=port,
         broker_url=broker_url,

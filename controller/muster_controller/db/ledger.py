@@ -1,113 +1,76 @@
-"""`ports.Ledger` on SQLite: one writer, a cache of what the fleet looks at all the time, one commit a transaction.
+"""`ports.Ledger` on SQLite and PostgreSQL: a cache of what the fleet looks at all the time, one commit a transaction.
 
-    transaction ─ save_* ─▶ _Draft (in memory) ─ outermost end ─▶ one BEGIN … COMMIT ─▶ cache, `on_commit`
+    transaction ─ save_* ─▶ Draft (in memory) ─ outermost end ─▶ one BEGIN … COMMIT ─▶ cache, `on_commit`
          └ inner transactions stack drafts: an inner one that fails is forgotten, an outer one that fails takes all
 
-Nothing reaches SQLite before the outermost transaction ends well, so the cache never holds what was rolled back, and a
-gateway may commit a hundred messages at the price of one fsync. Writing belongs to one thread. `committed()` may be
-called from any thread; so may everything in `reader`.
+Nothing reaches the database before the outermost transaction ends well, so the cache never holds what was rolled back,
+and a gateway may commit a hundred messages at the price of one fsync. Every commit is fenced (`lease`): when another
+process wrote since this one last looked, nothing is kept, everything is read anew, and LedgerMoved has the caller start
+again. Writing belongs to one thread. `committed()` may be called from any thread; so may everything in `reader`.
 """
 
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Self
 
-from sqlalchemy import Connection, delete
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import Connection
 
-from muster_controller.core.rollout import ENDED, Rollout
-from muster_controller.db import rows
-from muster_controller.db.engine import open_reader, open_writer, translated
-from muster_controller.db.errors import LedgerMisused
+from muster_controller.core.rollout.events import Changes, Plot
+from muster_controller.core.rollout.state import ENDED, Rollout
+from muster_controller.db.cache import Cache
+from muster_controller.db.draft import Draft, SavedRollout, newest_first
+from muster_controller.db.engine import find_database
+from muster_controller.db.errors import LedgerMisused, LedgerMoved, LedgerUnavailable
+from muster_controller.db.lease import Lead, lock_writer, read_writer, set_generation, write_lease
 from muster_controller.db.migrate import migrate
 from muster_controller.db.reader import LedgerReader
-from muster_controller.db.rows import Values
-from muster_controller.db.snapshot import Changes, Committed
-from muster_controller.db.tables import (
-    BaselineRow,
-    ControlRow,
-    DesiredRow,
-    DeviceRow,
-    EventRow,
-    MemberRow,
-    NoteRow,
-    RolloutRow,
-    Row,
-    VerdictRow,
-    table,
-)
-from muster_controller.ports import Baseline, Desired, Device, Note
+from muster_controller.db.saving import write
+from muster_controller.db.snapshot import Committed, Touched
+from muster_controller.ports import Baseline, Desired, Device, Issued, Note
 from muster_shared.ids import DeviceId, EventId, ModelName, RolloutId
 from muster_shared.messages import Event
 
-ENDED_CACHED = 64  # Ended rollouts kept at hand: late devices ask for the one of their baseline again and again.
-EVENTS_REMEMBERED = 100_000  # Ids of events kept at hand, so that a repeated one costs no look into the file.
-
-
-@dataclass
-class _Draft:
-    """What a transaction has written so far; later layers hide earlier ones."""
-
-    devices: dict[DeviceId, Device] = field(default_factory=dict)
-    desired: dict[DeviceId, Desired] = field(default_factory=dict)
-    rollouts: dict[RolloutId, tuple[Rollout | None, Rollout]] = field(default_factory=dict)
-    """What is in the file, and what is to be there."""
-    baselines: dict[ModelName, Baseline] = field(default_factory=dict)
-    events: dict[EventId, tuple[Event, float]] = field(default_factory=dict)
-    notes: list[Note] = field(default_factory=list)
-
-    def take_over(self, inner: "_Draft") -> None:
-        self.devices |= inner.devices
-        self.desired |= inner.desired
-        for key, (before, after) in inner.rollouts.items():
-            stored = self.rollouts[key][0] if key in self.rollouts else before
-            self.rollouts[key] = (stored, after)
-        self.baselines |= inner.baselines
-        self.events |= inner.events
-        self.notes += inner.notes
-
-    @property
-    def is_empty(self) -> bool:
-        return not (self.devices or self.desired or self.rollouts or self.baselines or self.events or self.notes)
-
 
 class SqlLedger:
-    """The database at `path`, which is created and migrated as needed."""
+    """The database at a path or a URL, which is migrated, and for a path created, as needed."""
 
     def __init__(
-        self, path: Path, clock: Callable[[], float], on_commit: Callable[[Changes], None] | None = None
+        self, where: Path | str, clock: Callable[[], float], on_commit: Callable[[Touched], None] | None = None
     ) -> None:
         """Open it and read what is always at hand.
 
         Args:
+            where: a SQLite file, or a `sqlite:` or `postgresql:` URL.
             on_commit: called after each commit, from the writing thread; it must not wait.
         Raises:
-            LedgerUnavailable: the file cannot be opened or written.
+            LedgerUnavailable: the database cannot be opened or written.
             LedgerTooNew: a newer controller wrote it.
+            LedgerUrlInvalid: the URL names nothing that can be used.
         """
-        self.reader = LedgerReader(path, open_reader(path))
-        self._path = path
+        self._database = find_database(where)
         self._clock = clock
         self._on_commit = on_commit
-        self._writer = open_writer(path)
-        migrate(self._writer, path)
-        self._drafts: list[_Draft] = []
+        self._writer = self._database.open_writer()
+        migrate(self._writer, self._database)
+        self.reader = LedgerReader(self._database)
+        self._cache = Cache(self.reader.everything())
+        self._is_in_doubt = False
+        """Whether the database may have moved without the cache: a commit was cut off, or a look at it failed."""
+        self._drafts: list[Draft] = []
+        self._new_events: set[EventId] = set()
+        """Events that the database did not have at the generation of the cache."""
         self._thread: int | None = None
-        self._lock = threading.Lock()  # Guards the dictionaries below against `committed`.
-        self._devices = {device.id: device for device in self.reader.devices()}
-        self._desired = {desired.device: desired for desired in self.reader.all_desired()}
-        self._baselines = {baseline.release.model: baseline for baseline in self.reader.baselines()}
-        self._running = {rollout.id: rollout for rollout in self.reader.running_rollouts()}
-        self._ended: OrderedDict[RolloutId, Rollout] = OrderedDict()
-        self._events: OrderedDict[EventId, None] = OrderedDict()
+
+    @property
+    def label(self) -> str:
+        """What to call the database before people and in logs; it has no password."""
+        return self._database.label
 
     def close(self) -> None:
-        """Close the file. What is not committed is lost."""
+        """Close it. What is not committed is lost."""
         self._drafts.clear()
         self.reader.close()
         self._writer.dispose()
@@ -127,35 +90,75 @@ class SqlLedger:
         """Keep everything that is saved inside, or nothing. Nested ones are kept when the outermost ends well.
 
         Raises:
-            LedgerUnavailable: the commit failed; nothing of it is kept.
+            LedgerMoved: another process wrote since the last look; nothing is kept, and what is read now is new.
+            LedgerUnavailable: the commit failed, or was cut off and may or may not have been kept: the next look tells.
+            LedgerRefused: the database takes no such value; nothing is kept.
             LedgerMisused: another thread is inside one.
         """
         if self._drafts and self._thread != threading.get_ident():
             raise LedgerMisused("two threads write to one ledger; give it to the fleet thread alone")
         self._thread = threading.get_ident()
-        draft = _Draft()
+        if self._is_in_doubt and not self._drafts:
+            self.catch_up()
+        draft = Draft()
         self._drafts.append(draft)
         try:
             yield
             if len(self._drafts) == 1 and not draft.is_empty:
-                self._write(draft)
+                self._commit(draft)
         finally:
             ended = self._drafts.pop()
             assert ended is draft, "transactions end in the reverse order of their beginning"
         if self._drafts:
             self._drafts[-1].take_over(draft)
-        elif not draft.is_empty:
-            self._adopt(draft)
 
     def committed(self) -> Committed:
-        """Return the fleet as of the last commit. From any thread."""
-        with self._lock:
-            return Committed(
-                MappingProxyType(dict(self._devices)),
-                MappingProxyType(dict(self._desired)),
-                MappingProxyType(dict(self._baselines)),
-                MappingProxyType(dict(self._running)),
-            )
+        """Return the fleet as of the last commit that this process knows of. From any thread."""
+        return self._cache.committed()
+
+    def catch_up(self) -> bool:
+        """Read everything anew if another process wrote; return whether it did. Outside a transaction."""
+        assert not self._drafts, "what a transaction has read must not change under it"
+        self._is_in_doubt = True
+        if self.reader.generation() != self._cache.generation:
+            self._reload()
+            return True
+        self._is_in_doubt = False
+        return False
+
+    # -- the lease ---------------------------------------------------------------------------------------------------
+
+    def lead(self, holder: str, url: str, ttl_s: float) -> Lead:
+        """Take or renew the lease for `ttl_s` if nobody else has it; say who leads.
+
+        Args:
+            holder: a name that no other running controller has; a restarted one may have its former name, and goes on.
+        Raises:
+            LedgerUnavailable: the database cannot be reached; who leads is unknown.
+        """
+        assert holder, "a holder has a name"
+        assert not self._drafts, "the lease is no part of a transaction"
+        with self._database.translated(), self._writer.begin() as connection:
+            writer = read_writer(connection)
+            if writer.is_led and writer.holder != holder:
+                return Lead(writer.holder, writer.url, is_ours=False)
+            write_lease(connection, writer, holder, url, ttl_s)
+            generation = writer.generation
+            if writer.holder != holder:
+                generation += 1  # Whoever led until now cannot commit what it had begun.
+                set_generation(connection, generation)
+        if writer.generation == self._cache.generation:
+            self._cache.advance(generation)
+        else:
+            self.catch_up()
+        return Lead(holder, url, is_ours=True)
+
+    def release(self, holder: str) -> None:
+        """Give up the lease if `holder` has it, so that another need not wait for its end."""
+        with self._database.translated(), self._writer.begin() as connection:
+            writer = read_writer(connection)
+            if writer.holder == holder:
+                write_lease(connection, writer, "", "", 0.0)
 
     # -- devices -----------------------------------------------------------------------------------------------------
 
@@ -163,11 +166,11 @@ class SqlLedger:
         for draft in reversed(self._drafts):
             if device in draft.devices:
                 return draft.devices[device]
-        return self._devices.get(device)
+        return self._cache.devices.get(device)
 
     def devices(self) -> Sequence[Device]:
         """Return every device, by id."""
-        merged = dict(self._devices)
+        merged = dict(self._cache.devices)
         for draft in self._drafts:
             merged |= draft.devices
         return [merged[device] for device in sorted(merged)]
@@ -179,59 +182,77 @@ class SqlLedger:
         for draft in reversed(self._drafts):
             if device in draft.desired:
                 return draft.desired[device]
-        return self._desired.get(device) or Desired(device)
+        return self._cache.desired.get(device) or Desired(device)
 
     def all_desired(self) -> Sequence[Desired]:
-        merged = dict(self._desired)
+        merged = dict(self._cache.desired)
         for draft in self._drafts:
             merged |= draft.desired
         return [merged[device] for device in sorted(merged)]
 
     def save_desired(self, desired: Desired) -> None:
-        self._draft().desired[desired.device] = desired
+        draft = self._draft()
+        if desired.counter > self.desired(desired.device).counter:
+            draft.issued.append(Issued(desired.device, desired.counter, desired.issued_at, desired.models))
+        draft.desired[desired.device] = desired
+
+    def issued(self, device: DeviceId, *, until: float | None = None, limit: int) -> Sequence[Issued]:
+        """Return what the device was told, newest first."""
+        fresh = [
+            issued
+            for draft in reversed(self._drafts)
+            for issued in reversed(draft.issued)
+            if issued.device == device and (until is None or issued.at <= until)
+        ][:limit]
+        return [*fresh, *self.reader.issued(device, until=until, limit=limit - len(fresh))]
 
     # -- rollouts ----------------------------------------------------------------------------------------------------
 
     def rollout(self, rollout: RolloutId) -> Rollout | None:
         for draft in reversed(self._drafts):
             if rollout in draft.rollouts:
-                return draft.rollouts[rollout][1]
-        if rollout in self._running:
-            return self._running[rollout]
-        if rollout in self._ended:
-            self._ended.move_to_end(rollout)
-            return self._ended[rollout]
-        found = self.reader.rollout(rollout)
-        if found is not None:
-            self._keep_ended(found)
+                return draft.rollouts[rollout].after
+        found = self._cache.running.get(rollout) or self._cache.ended(rollout)
+        if found is None:
+            found = self.reader.rollout(rollout)
+            if found is not None and found.state in ENDED:
+                self._cache.keep_ended(found)
         return found
 
     def rollouts(self, *, running: bool) -> Sequence[Rollout]:
         """Return all rollouts, newest first, or only those that have not ended."""
-        stored = self._running.values() if running else self.reader.rollouts()
+        stored = self._cache.running.values() if running else self.reader.rollouts()
         merged = {rollout.id: rollout for rollout in stored}
         for draft in self._drafts:
-            merged |= {key: after for key, (_, after) in draft.rollouts.items()}
+            merged |= {key: saved.after for key, saved in draft.rollouts.items()}
         chosen = (rollout for rollout in merged.values() if not running or rollout.state not in ENDED)
         return sorted(chosen, key=lambda rollout: (rollout.created_at, rollout.id), reverse=True)
 
-    def save_rollout(self, rollout: Rollout, before: Rollout | None) -> None:
-        """Write what differs from `before`, which is what was read in this transaction or None for a new one."""
-        draft = self._draft()
-        stored = draft.rollouts[rollout.id][0] if rollout.id in draft.rollouts else before
-        draft.rollouts[rollout.id] = (stored, rollout)
+    def save_rollout(self, rollout: Rollout, before: Rollout | None, changes: Changes) -> None:
+        """Write the rollout itself, its new verdicts, and the rows that `changes` names; of a new one, all of them."""
+        self._draft().save_rollout(rollout.id, SavedRollout(before, rollout, changes))
 
-    def baseline(self, model: ModelName) -> Baseline | None:
-        return self.baselines().get(model)
+    def save_point(self, rollout: RolloutId, point: Plot) -> None:
+        self._draft().points.append((rollout, point))
 
-    def baselines(self) -> Mapping[ModelName, Baseline]:
-        merged = dict(self._baselines)
+    def points(self, rollout: RolloutId) -> Sequence[Plot]:
+        """Return the points, oldest first."""
+        fresh = [point for draft in self._drafts for key, point in draft.points if key == rollout]
+        return [*self.reader.points(rollout), *fresh]
+
+    def baselines(self, model: ModelName) -> Sequence[Baseline]:
+        """Return the newest first."""
+        merged = {key: baseline for key, baseline in self._cache.baselines.items() if key[0] == model}
         for draft in self._drafts:
-            merged |= draft.baselines
-        return merged
+            merged |= {key: baseline for key, baseline in draft.baselines.items() if key[0] == model}
+        return newest_first(merged)
+
+    def baseline_models(self) -> Sequence[ModelName]:
+        keys = set(self._cache.baselines).union(*(draft.baselines for draft in self._drafts))
+        return sorted({model for model, _ in keys})
 
     def save_baseline(self, baseline: Baseline) -> None:
-        self._draft().baselines[baseline.release.model] = baseline
+        self._draft().baselines[baseline.release.model, baseline.selector] = baseline
 
     # -- history -----------------------------------------------------------------------------------------------------
 
@@ -249,9 +270,15 @@ class SqlLedger:
         return [*fresh, *(entry.event for entry in self.reader.events(device=device, limit=limit - len(fresh)))]
 
     def has_event(self, event: EventId) -> bool:
-        if event in self._events or any(event in draft.events for draft in self._drafts):
+        if self._cache.has_event(event) or any(event in draft.events for draft in self._drafts):
             return True
-        return self.reader.has_event(event)
+        return event not in self._new_events and bool(self.reader.known_events([event]))
+
+    def expect(self, events: Sequence[EventId]) -> None:
+        """Look up in one go which of `events` are new, before a transaction asks for each of them."""
+        unknown = [event for event in events if not self._cache.has_event(event)]
+        # Should another process take one of them meanwhile, then it has moved the generation, and the commit fails.
+        self._new_events = set(unknown) - self.reader.known_events(unknown) if unknown else set()
 
     def note(self, note: Note) -> None:
         self._draft().notes.append(note)
@@ -261,103 +288,65 @@ class SqlLedger:
         return [*fresh, *(entry.note for entry in self.reader.notes(limit=limit - len(fresh)))]
 
     def prune(self, before: float) -> None:
-        """Delete events and notes from before `before`. A device resends only what was never acknowledged."""
-        assert not self._drafts, "pruning is a transaction of its own"
-        with translated(self._path), self._writer.begin() as connection:
-            events, notes = table(EventRow), table(NoteRow)
-            connection.execute(delete(events).where(events.c.taken_at < before))
-            connection.execute(delete(notes).where(notes.c.at < before))
-        self._events.clear()
+        """Delete the history from before `before`. A device resends only what was never acknowledged.
+
+        Of each device's assignments the last one from before then stays: it says what the device ran at that time.
+        """
+        with self._fenced() as connection:
+            for statement in _PRUNE:
+                connection.exec_driver_sql(statement.format(before=repr(float(before))))
+        self._cache.forget_events()
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
-    def _draft(self) -> _Draft:
+    def _draft(self) -> Draft:
         if not self._drafts:
             raise LedgerMisused("nothing is written outside a transaction; use `with ledger.transaction():`")
         if self._thread != threading.get_ident():
             raise LedgerMisused("two threads write to one ledger; give it to the fleet thread alone")
         return self._drafts[-1]
 
-    def _write(self, draft: _Draft) -> None:
-        with translated(self._path), self._writer.begin() as connection:
-            _upsert(connection, DeviceRow, [rows.device_values(device) for device in draft.devices.values()])
-            _upsert(connection, DesiredRow, [rows.desired_values(desired) for desired in draft.desired.values()])
-            for before, after in draft.rollouts.values():
-                _write_rollout(connection, before, after)
-            _upsert(connection, BaselineRow, [rows.baseline_values(each) for each in draft.baselines.values()])
-            _insert(connection, EventRow, [rows.event_values(event, at) for event, at in draft.events.values()])
-            _insert(connection, NoteRow, [rows.note_values(note) for note in draft.notes])
+    def _commit(self, draft: Draft) -> None:
+        with self._fenced() as connection:
+            write(connection, draft)
+        touched = self._cache.adopt(draft, self._cache.generation)
+        self._new_events.difference_update(draft.events)
+        self._tell(touched)
 
-    def _adopt(self, draft: _Draft) -> None:
-        """Bring the cache to what was just committed."""
-        with self._lock:
-            self._devices |= draft.devices
-            self._desired |= draft.desired
-            self._baselines |= draft.baselines
-            for key, (_, rollout) in draft.rollouts.items():
-                self._running.pop(key, None)
-                self._ended.pop(key, None)
-                if rollout.state in ENDED:
-                    self._keep_ended(rollout)
-                else:
-                    self._running[key] = rollout
-        self._events.update(dict.fromkeys(draft.events))
-        while len(self._events) > EVENTS_REMEMBERED:
-            self._events.popitem(last=False)
+    @contextmanager
+    def _fenced(self) -> Iterator[Connection]:
+        """One write transaction, if nobody wrote in between; the generation rises with it."""
+        seen = self._cache.generation
+        try:
+            with self._database.translated(), self._writer.begin() as connection:
+                found = lock_writer(connection)
+                if found != seen:
+                    raise LedgerMoved(self.label, seen, found)
+                yield connection
+                set_generation(connection, seen + 1)
+        except LedgerMoved:
+            self._reload()
+            raise
+        except LedgerUnavailable:
+            self._is_in_doubt = True  # The answer to a commit may have got lost with the connection.
+            raise
+        self._cache.advance(seen + 1)
+
+    def _reload(self) -> None:
+        self._is_in_doubt = True
+        self._new_events.clear()
+        touched = self._cache.replace(self.reader.everything())
+        self._is_in_doubt = False
+        self._tell(touched)
+
+    def _tell(self, touched: Touched) -> None:
         if self._on_commit is not None:
-            self._on_commit(Changes(frozenset(draft.devices), frozenset(draft.rollouts), len(draft.notes)))
-
-    def _keep_ended(self, rollout: Rollout) -> None:
-        self._ended[rollout.id] = rollout
-        while len(self._ended) > ENDED_CACHED:
-            self._ended.popitem(last=False)
+            self._on_commit(touched)
 
 
-def _write_rollout(connection: Connection, before: Rollout | None, after: Rollout) -> None:
-    """Write what differs. Members and controls are compared by identity first: the machine shares what it keeps."""
-    values = rows.rollout_values(after)
-    if before is None:
-        _insert(connection, RolloutRow, [values])
-    elif values != rows.rollout_values(before):
-        _upsert(connection, RolloutRow, [values])
-    old_members = {} if before is None else before.members
-    old_controls = {} if before is None else before.controls
-    said = 0 if before is None else len(before.verdicts)
-    _upsert(
-        connection,
-        MemberRow,
-        [
-            rows.member_values(after.id, member)
-            for key, member in after.members.items()
-            if (old := old_members.get(key)) is not member and old != member
-        ],
-    )
-    _upsert(
-        connection,
-        ControlRow,
-        [
-            rows.control_values(after.id, control)
-            for control_key, control in after.controls.items()
-            if (kept := old_controls.get(control_key)) is not control and kept != control
-        ],
-    )
-    _insert(
-        connection,
-        VerdictRow,
-        [rows.verdict_values(after.id, said + index, verdict) for index, verdict in enumerate(after.verdicts[said:])],
-    )
-
-
-def _upsert(connection: Connection, row: type[Row], values: list[Values]) -> None:
-    if not values:
-        return
-    target = table(row)
-    statement = insert(target)
-    keys = [column.name for column in target.primary_key.columns]
-    replaced = {column.name: statement.excluded[column.name] for column in target.columns if column.name not in keys}
-    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=replaced), values)
-
-
-def _insert(connection: Connection, row: type[Row], values: list[Values]) -> None:
-    if values:
-        connection.execute(insert(table(row)), values)
+_PRUNE = (
+    "DELETE FROM event WHERE taken_at < {before}",
+    "DELETE FROM note WHERE at < {before}",
+    "DELETE FROM issued WHERE at < {before} AND counter < (SELECT max(later.counter) FROM issued AS later"
+    " WHERE later.device = issued.device AND later.at < {before})",
+)

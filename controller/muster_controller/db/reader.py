@@ -3,31 +3,43 @@
 The API and the page read here what `SqlLedger.committed` does not keep in memory: history, and rollouts that ended.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TypeVar, cast
 
-from sqlalchemy import ColumnElement, Engine, true
-from sqlmodel import Session, col, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, func, select, true
+from sqlmodel import col
 
-from muster_controller.core.rollout import ENDED, Rollout
-from muster_controller.db import rows
-from muster_controller.db.engine import translated
+from muster_controller.core.rollout.events import Plot
+from muster_controller.core.rollout.state import ENDED, Rollout
+from muster_controller.db import rollout_rows, rows
+from muster_controller.db.cache import Loaded
+from muster_controller.db.engine import Database
 from muster_controller.db.tables import (
     BaselineRow,
     ControlRow,
     DesiredRow,
     DeviceRow,
     EventRow,
+    IssuedRow,
     MemberRow,
     NoteRow,
+    PointRow,
     RolloutRow,
+    Row,
+    StratumRow,
     VerdictRow,
+    WriterRow,
+    table,
 )
-from muster_controller.ports import Baseline, Desired, Device, Note
+from muster_controller.ports import Issued, Note
 from muster_shared.ids import DeviceId, EventId, RolloutId
 from muster_shared.messages import Event
+
+R = TypeVar("R", bound=Row)
+
+_RUNNING = col(RolloutRow.state).not_in([state.value for state in ENDED])
 
 
 @dataclass(frozen=True)
@@ -46,36 +58,101 @@ class NoteEntry:
 
 
 class LedgerReader:
-    """Every method raises LedgerUnavailable when the file cannot be read."""
+    """Every method raises LedgerUnavailable when the database cannot be read."""
 
-    def __init__(self, path: Path, engine: Engine) -> None:
-        self._path = path
-        self._engine = engine
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._engine: Engine = database.open_reader()
 
     def close(self) -> None:
         self._engine.dispose()
 
-    def devices(self) -> list[Device]:
-        with self._session() as session:
-            return [rows.to_device(row) for row in session.exec(select(DeviceRow))]
+    def generation(self) -> int:
+        """Return how often the database was written."""
+        with self._connection() as connection:
+            return _generation(connection)
 
-    def all_desired(self) -> list[Desired]:
-        with self._session() as session:
-            return [rows.to_desired(row) for row in session.exec(select(DesiredRow))]
+    def everything(self) -> Loaded:
+        """Return what is always at hand, all of it as of one commit."""
+        with self._connection() as connection:
+            return Loaded(
+                generation=_generation(connection),
+                devices={each.id: each for each in map(rows.to_device, _all(connection, DeviceRow))},
+                desired={each.device: each for each in map(rows.to_desired, _all(connection, DesiredRow))},
+                baselines={
+                    (each.release.model, each.selector): each
+                    for each in map(rows.to_baseline, _all(connection, BaselineRow))
+                },
+                running={each.id: each for each in _rollouts(connection, _RUNNING)},
+            )
 
-    def baselines(self) -> list[Baseline]:
-        with self._session() as session:
-            return [rows.to_baseline(row) for row in session.exec(select(BaselineRow))]
+    # -- rollouts ----------------------------------------------------------------------------------------------------
 
     def rollout(self, rollout: RolloutId) -> Rollout | None:
-        return next(iter(self._rollouts(col(RolloutRow.id) == rollout)), None)
+        with self._connection() as connection:
+            return next(iter(_rollouts(connection, col(RolloutRow.id) == rollout)), None)
 
-    def running_rollouts(self) -> list[Rollout]:
-        return self._rollouts(col(RolloutRow.state).not_in([state.value for state in ENDED]))
+    def rollouts(
+        self,
+        limit: int | None = None,
+        offset: int = 0,
+        *,
+        model: str | None = None,
+        state: str | None = None,
+        after: RolloutId | None = None,
+        since: float | None = None,
+        until: float | None = None,
+    ) -> list[Rollout]:
+        """Return rollouts, newest first.
 
-    def rollouts(self, limit: int | None = None, offset: int = 0) -> list[Rollout]:
-        """Return rollouts, newest first."""
-        return self._rollouts(true(), limit, offset)
+        Args:
+            after: Only those that come behind this one; none, when it is not known.
+            since: Only those that had not ended then.
+            until: Only those that were created until then.
+        """
+        where: ColumnElement[bool] = true()
+        if model is not None:
+            where &= col(RolloutRow.model) == model
+        if state is not None:
+            where &= col(RolloutRow.state) == state
+        if after is not None:
+            columns = table(RolloutRow).c
+            created_at = select(columns.created_at).where(columns.id == after).scalar_subquery()
+            where &= (columns.created_at < created_at) | ((columns.created_at == created_at) & (columns.id < after))
+        if since is not None:
+            where &= col(RolloutRow.ended_at).is_(None) | (col(RolloutRow.ended_at) >= since)
+        if until is not None:
+            where &= col(RolloutRow.created_at) <= until
+        with self._connection() as connection:
+            return _rollouts(connection, where, limit, offset)
+
+    def points(self, rollout: RolloutId) -> list[Plot]:
+        """Return the points of its chart, oldest first."""
+        query = _select(PointRow).where(col(PointRow.rollout) == rollout).order_by(col(PointRow.ordinal))
+        with self._connection() as connection:
+            return [rollout_rows.to_point(row) for row in _rows(connection, PointRow, query)]
+
+    # -- history -----------------------------------------------------------------------------------------------------
+
+    def issued(self, device: DeviceId, *, until: float | None = None, limit: int) -> list[Issued]:
+        """Return what the device was told, newest first."""
+        query = _select(IssuedRow).where(col(IssuedRow.device) == device)
+        if until is not None:
+            query = query.where(col(IssuedRow.at) <= until)
+        query = query.order_by(col(IssuedRow.counter).desc()).limit(limit)
+        with self._connection() as connection:
+            return [rows.to_issued(row) for row in _rows(connection, IssuedRow, query)]
+
+    def told(self, at: float, device: DeviceId | None = None) -> dict[DeviceId, Issued]:
+        """Return the last that each device had been told by the moment `at`; of `device` alone when it is given."""
+        columns = table(IssuedRow).c
+        newest = select(columns.device, func.max(columns.counter).label("counter")).where(columns.at <= at)
+        if device is not None:
+            newest = newest.where(columns.device == device)
+        last = newest.group_by(columns.device).subquery()
+        query = _select(IssuedRow).join(last, (columns.device == last.c.device) & (columns.counter == last.c.counter))
+        with self._connection() as connection:
+            return {each.device: each for each in map(rows.to_issued, _rows(connection, IssuedRow, query))}
 
     def events(
         self,
@@ -83,61 +160,103 @@ class LedgerReader:
         device: DeviceId | None = None,
         rollout: RolloutId | None = None,
         before: int | None = None,
+        since: float | None = None,
+        until: float | None = None,
         limit: int,
     ) -> Sequence[EventEntry]:
-        """Return the newest first, from below the ordinal `before`."""
-        query = select(EventRow).order_by(col(EventRow.ordinal).desc()).limit(limit)
+        """Return the newest first, from below the ordinal `before`; taken after `since` and not after `until`."""
+        query = _select(EventRow).order_by(col(EventRow.ordinal).desc()).limit(limit)
         if device is not None:
-            query = query.where(EventRow.device == device)
+            query = query.where(col(EventRow.device) == device)
         if rollout is not None:
-            query = query.where(EventRow.rollout == rollout)
+            query = query.where(col(EventRow.rollout) == rollout)
+        if since is not None:
+            query = query.where(col(EventRow.taken_at) > since)
+        if until is not None:
+            query = query.where(col(EventRow.taken_at) <= until)
         if before is not None:
             query = query.where(col(EventRow.ordinal) < before)
-        with self._session() as session:
-            return [EventEntry(row.ordinal or 0, row.taken_at, rows.to_event(row)) for row in session.exec(query)]
+        with self._connection() as connection:
+            found = _rows(connection, EventRow, query)
+            return [EventEntry(row.ordinal or 0, row.taken_at, rows.to_event(row)) for row in found]
 
-    def has_event(self, event: EventId) -> bool:
-        with self._session() as session:
-            return session.exec(select(EventRow.ordinal).where(EventRow.id == event)).first() is not None
+    def known_events(self, events: Sequence[EventId]) -> set[EventId]:
+        """Return those of `events` that were taken."""
+        query = select(table(EventRow).c.id).where(col(EventRow.id).in_(events))
+        with self._connection() as connection:
+            return {EventId(row.id) for row in connection.execute(query)}
 
-    def notes(self, *, subject: str | None = None, before: int | None = None, limit: int) -> Sequence[NoteEntry]:
-        """Return the newest first, from below the ordinal `before`."""
-        query = select(NoteRow).order_by(col(NoteRow.ordinal).desc()).limit(limit)
+    def notes(
+        self,
+        *,
+        subject: str | None = None,
+        what: Collection[str] | None = None,
+        before: int | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        limit: int,
+    ) -> Sequence[NoteEntry]:
+        """Return the newest first, from below the ordinal `before`; made after `since` and not after `until`."""
+        query = _select(NoteRow).order_by(col(NoteRow.ordinal).desc()).limit(limit)
         if subject is not None:
-            query = query.where(NoteRow.subject == subject)
+            query = query.where(col(NoteRow.subject) == subject)
+        if what is not None:
+            query = query.where(col(NoteRow.what).in_(what))
+        if since is not None:
+            query = query.where(col(NoteRow.at) > since)
+        if until is not None:
+            query = query.where(col(NoteRow.at) <= until)
         if before is not None:
             query = query.where(col(NoteRow.ordinal) < before)
-        with self._session() as session:
-            return [NoteEntry(row.ordinal or 0, rows.to_note(row)) for row in session.exec(query)]
-
-    def _rollouts(self, where: ColumnElement[bool], limit: int | None = None, offset: int = 0) -> list[Rollout]:
-        query = (
-            select(RolloutRow)
-            .where(where)
-            .order_by(col(RolloutRow.created_at).desc(), col(RolloutRow.id).desc())
-            .limit(limit)
-            .offset(offset)
-        )
-        with self._session() as session:
-            return [
-                rows.to_rollout(
-                    row,
-                    session.exec(
-                        select(MemberRow).where(MemberRow.rollout == row.id).order_by(col(MemberRow.position))
-                    ),
-                    session.exec(
-                        select(ControlRow)
-                        .where(ControlRow.rollout == row.id)
-                        .order_by(col(ControlRow.wave), col(ControlRow.device))
-                    ),
-                    session.exec(
-                        select(VerdictRow).where(VerdictRow.rollout == row.id).order_by(col(VerdictRow.ordinal))
-                    ),
-                )
-                for row in session.exec(query).all()
-            ]
+        with self._connection() as connection:
+            return [NoteEntry(row.ordinal or 0, rows.to_note(row)) for row in _rows(connection, NoteRow, query)]
 
     @contextmanager
-    def _session(self) -> Iterator[Session]:
-        with translated(self._path), Session(self._engine) as session:
-            yield session
+    def _connection(self) -> Iterator[Connection]:
+        with self._database.translated(), self._engine.begin() as connection:
+            yield connection
+
+
+def _rollouts(
+    connection: Connection, where: ColumnElement[bool], limit: int | None = None, offset: int = 0
+) -> list[Rollout]:
+    query = (
+        _select(RolloutRow)
+        .where(where)
+        .order_by(col(RolloutRow.created_at).desc(), col(RolloutRow.id).desc())
+        .limit(limit)
+        .offset(offset)
+    )
+    return [
+        rollout_rows.to_rollout(
+            row,
+            _of(connection, row.id, MemberRow, "position"),
+            _of(connection, row.id, ControlRow, "wave", "device"),
+            _of(connection, row.id, StratumRow, "wave", "device_class"),
+            _of(connection, row.id, VerdictRow, "ordinal"),
+        )
+        for row in list(_rows(connection, RolloutRow, query))
+    ]
+
+
+def _of(connection: Connection, rollout: str, kind: type[R], *order: str) -> Iterator[R]:
+    columns = table(kind).c
+    query = _select(kind).where(columns.rollout == rollout).order_by(*(columns[name] for name in order))
+    return _rows(connection, kind, query)
+
+
+def _all(connection: Connection, kind: type[R]) -> Iterator[R]:
+    return _rows(connection, kind, _select(kind))
+
+
+def _select(kind: type[Row]) -> Select[tuple[object, ...]]:
+    return select(*table(kind).columns)
+
+
+def _rows(connection: Connection, _kind: type[R], query: Select[tuple[object, ...]]) -> Iterator[R]:
+    """Run `query`. A plain row has the columns of its table as attributes, and costs a tenth of an ORM object."""
+    return cast("Iterator[R]", iter(connection.execute(query)))
+
+
+def _generation(connection: Connection) -> int:
+    return int(connection.execute(select(table(WriterRow).c.generation)).scalar_one())

@@ -1,226 +1,78 @@
-"""Rows to domain values and back. Pure; what comes back equals what went in.
+"""Rows to domain values and back: devices, assignments, baselines, history. Pure; what comes back equals what went in.
 
-A value that does not parse here was damaged on disk, or written by a bug: msgspec says where, and nothing is guessed.
+Going in, a row is a tuple in the order of its table's columns. A value that does not parse on its way back was damaged
+on disk, or written by a bug: msgspec says where, and nothing is guessed.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Mapping
 
 import msgspec
 
-from muster_controller.core.gate import Evidence, Stratum, VerdictKind
-from muster_controller.core.policy import Policy
-from muster_controller.core.rollout import Control, Member, Outcome, Rollout, RolloutState, Verdict
-from muster_controller.db.tables import (
-    BaselineRow,
-    ControlRow,
-    DesiredRow,
-    DeviceRow,
-    EventRow,
-    MemberRow,
-    NoteRow,
-    RolloutRow,
-    VerdictRow,
-)
-from muster_controller.ports import Baseline, Desired, Device, Note
-from muster_shared.assignment import ModelAssignment
+from muster_controller.db.tables import BaselineRow, DesiredRow, DeviceRow, EventRow, IssuedRow, NoteRow
+from muster_controller.ports import Baseline, Desired, Device, Issued, Note, Wanted
 from muster_shared.ids import DeviceId, ModelName, RolloutId
-from muster_shared.messages import Event, OutcomeReported, ReleaseRef, Step, StepReached, Twin
+from muster_shared.messages import Event, OutcomeReported, ReleaseRef, StepReached, Twin
 
 Value = str | int | float | bytes | bool | None
-Values = dict[str, Value]
-T = TypeVar("T")
+Values = tuple[Value, ...]
+WantedModels = Mapping[ModelName, Wanted]
 
-_json = msgspec.json.encode
+to_json = msgspec.json.Encoder().encode
+to_release = msgspec.json.Decoder(ReleaseRef).decode
+_to_twin = msgspec.json.Decoder(Twin).decode
+_to_models = msgspec.json.Decoder(dict[ModelName, Wanted]).decode
+_to_event = msgspec.json.Decoder(Event).decode
 
 
-def _read(raw: bytes, kind: type[T]) -> T:
-    return msgspec.json.decode(raw, type=kind)
+def text(said: str) -> str:
+    """Return what somebody wrote as every database takes it: PostgreSQL has no NUL in a text."""
+    return said.replace("\0", "\N{REPLACEMENT CHARACTER}") if "\0" in said else said
 
 
-# -- devices -------------------------------------------------------------------------------------------------------
+# -- devices -----------------------------------------------------------------------------------------------------------
 
 
 def device_values(device: Device) -> Values:
-    return {
-        "id": device.id,
-        "online": device.online,
-        "boot": device.boot,
-        "seen_at": device.seen_at,
-        "twin": None if device.twin is None else _json(device.twin),
-    }
+    twin = None if device.twin is None else to_json(device.twin)
+    return device.id, device.online, text(device.boot), device.seen_at, twin
 
 
 def to_device(row: DeviceRow) -> Device:
-    twin = None if row.twin is None else _read(row.twin, Twin)
-    return Device(DeviceId(row.id), row.online, row.boot, row.seen_at, twin)
+    twin = None if row.twin is None else _to_twin(row.twin)
+    return Device(DeviceId(row.id), bool(row.online), row.boot, row.seen_at, twin)
 
 
-def desired_values(desired: Desired) -> Values:
-    return {
-        "device": desired.device,
-        "counter": desired.counter,
-        "expires_at": desired.expires_at,
-        "models": _json(dict(desired.models)),
-        "envelope": desired.envelope,
-    }
+def desired_values(desired: Desired, models: bytes) -> Values:
+    """Return the row; `models` is `models_json(desired.models)`."""
+    return desired.device, desired.counter, desired.expires_at, desired.issued_at, models, desired.envelope
 
 
 def to_desired(row: DesiredRow) -> Desired:
-    models = msgspec.json.decode(row.models, type=dict[ModelName, ModelAssignment])
-    return Desired(DeviceId(row.device), row.counter, row.expires_at, models, row.envelope)
+    models = _to_models(row.models)
+    return Desired(DeviceId(row.device), row.counter, row.expires_at, models, bytes(row.envelope), row.issued_at)
+
+
+def issued_values(issued: Issued, models: bytes) -> Values:
+    return issued.device, issued.counter, issued.at, models
+
+
+def to_issued(row: IssuedRow) -> Issued:
+    return Issued(DeviceId(row.device), row.counter, row.at, _to_models(row.models))
+
+
+def models_json(models: WantedModels) -> bytes:
+    return to_json(models if isinstance(models, dict) else dict(models))
 
 
 def baseline_values(baseline: Baseline) -> Values:
-    return {
-        "model": baseline.release.model,
-        "release": _json(baseline.release),
-        "rollout": baseline.rollout,
-        "selector": _json(dict(baseline.selector)),
-    }
+    return baseline.release.model, baseline.selector, to_json(baseline.release), baseline.rollout, baseline.at
 
 
 def to_baseline(row: BaselineRow) -> Baseline:
-    selector = msgspec.json.decode(row.selector, type=dict[str, str])
-    return Baseline(_read(row.release, ReleaseRef), RolloutId(row.rollout), selector)
+    return Baseline(to_release(row.release), RolloutId(row.rollout), row.selector, row.at)
 
 
-# -- rollouts ------------------------------------------------------------------------------------------------------
-
-
-def rollout_values(rollout: Rollout) -> Values:
-    """Return the row of a rollout without its members, controls and verdicts."""
-    return {
-        "id": rollout.id,
-        "model": rollout.model,
-        "release": _json(rollout.release),
-        "previous": None if rollout.previous is None else _json(rollout.previous),
-        "policy": _json(rollout.policy),
-        "waves": _json(rollout.waves),
-        "created_at": rollout.created_at,
-        "created_by": rollout.created_by,
-        "state": rollout.state.value,
-        "reason": rollout.reason,
-        "wave": rollout.wave,
-        "wave_began_at": rollout.wave_began_at,
-        "wave_passed_at": rollout.wave_passed_at,
-        "aborting_at": rollout.aborting_at,
-        "ended_at": rollout.ended_at,
-        "confirmed_wave": rollout.confirmed_wave,
-    }
-
-
-def member_values(rollout: RolloutId, member: Member) -> Values:
-    return {
-        "rollout": rollout,
-        "device": member.device,
-        "device_class": member.device_class,
-        "position": member.position,
-        "wave": member.wave,
-        "outcome": member.outcome.value,
-        "reason": member.reason,
-        "assigned_at": member.assigned_at,
-        "deadline_at": member.deadline_at,
-        "step": None if member.step is None else member.step.value,
-        "bytes_fetched": member.bytes_fetched,
-        "seconds": member.seconds,
-        "previous": None if member.previous is None else _json(member.previous),
-        "returned": member.returned,
-    }
-
-
-def control_values(rollout: RolloutId, control: Control) -> Values:
-    return {
-        "rollout": rollout,
-        "wave": control.wave,
-        "device": control.device,
-        "device_class": control.device_class,
-        "deadline_at": control.deadline_at,
-        "outcome": control.outcome.value,
-        "reason": control.reason,
-    }
-
-
-def verdict_values(rollout: RolloutId, ordinal: int, verdict: Verdict) -> Values:
-    found = verdict.evidence
-    return {
-        "rollout": rollout,
-        "ordinal": ordinal,
-        "at": verdict.at,
-        "wave": verdict.wave,
-        "kind": verdict.kind.value,
-        "reason": verdict.reason,
-        "e": found.e,
-        "e_controls": found.e_controls,
-        "e_objective": found.e_objective,
-        "e_classes": _json(dict(found.e_classes)),
-        "strata": _json(list(found.strata)),
-    }
-
-
-def to_rollout(
-    row: RolloutRow, members: Iterable[MemberRow], controls: Iterable[ControlRow], verdicts: Iterable[VerdictRow]
-) -> Rollout:
-    return Rollout(
-        id=RolloutId(row.id),
-        model=ModelName(row.model),
-        release=_read(row.release, ReleaseRef),
-        previous=None if row.previous is None else _read(row.previous, ReleaseRef),
-        policy=_read(row.policy, Policy),
-        waves=msgspec.json.decode(row.waves, type=tuple[int, ...]),
-        created_at=row.created_at,
-        created_by=row.created_by,
-        members={DeviceId(member.device): _to_member(member) for member in members},
-        controls={(control.wave, DeviceId(control.device)): _to_control(control) for control in controls},
-        state=RolloutState(row.state),
-        reason=row.reason,
-        wave=row.wave,
-        wave_began_at=row.wave_began_at,
-        wave_passed_at=row.wave_passed_at,
-        aborting_at=row.aborting_at,
-        ended_at=row.ended_at,
-        verdicts=tuple(_to_verdict(verdict) for verdict in verdicts),
-        confirmed_wave=row.confirmed_wave,
-    )
-
-
-def _to_member(row: MemberRow) -> Member:
-    return Member(
-        device=DeviceId(row.device),
-        device_class=row.device_class,
-        position=row.position,
-        wave=row.wave,
-        outcome=Outcome(row.outcome),
-        reason=row.reason,
-        assigned_at=row.assigned_at,
-        deadline_at=row.deadline_at,
-        step=None if row.step is None else Step(row.step),
-        bytes_fetched=row.bytes_fetched,
-        seconds=row.seconds,
-        previous=None if row.previous is None else _read(row.previous, ReleaseRef),
-        returned=row.returned,
-    )
-
-
-def _to_control(row: ControlRow) -> Control:
-    return Control(
-        device=DeviceId(row.device),
-        device_class=row.device_class,
-        wave=row.wave,
-        deadline_at=row.deadline_at,
-        outcome=Outcome(row.outcome),
-        reason=row.reason,
-    )
-
-
-def _to_verdict(row: VerdictRow) -> Verdict:
-    classes: Mapping[str, float] = msgspec.json.decode(row.e_classes, type=dict[str, float])
-    strata = msgspec.json.decode(row.strata, type=tuple[Stratum, ...])
-    found = Evidence(row.e, row.e_controls, row.e_objective, classes, strata)
-    return Verdict(row.at, row.wave, VerdictKind(row.kind), row.reason, found)
-
-
-# -- history -------------------------------------------------------------------------------------------------------
+# -- history -----------------------------------------------------------------------------------------------------------
 
 
 def event_values(event: Event, taken_at: float) -> Values:
@@ -229,15 +81,15 @@ def event_values(event: Event, taken_at: float) -> Values:
             pass
         case _:
             rollout = None
-    return {"id": event.id, "device": event.device, "taken_at": taken_at, "rollout": rollout, "body": _json(event)}
+    return event.id, event.device, taken_at, rollout, to_json(event)
 
 
 def to_event(row: EventRow) -> Event:
-    return _read(row.body, Event)
+    return _to_event(row.body)
 
 
 def note_values(note: Note) -> Values:
-    return {"at": note.at, "what": note.what, "subject": note.subject, "detail": note.detail, "actor": note.actor}
+    return note.at, text(note.what), text(note.subject), text(note.detail), text(note.actor)
 
 
 def to_note(row: NoteRow) -> Note:

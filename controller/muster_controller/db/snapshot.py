@@ -1,9 +1,9 @@
 """The fleet between two commits, as values: what is committed, and what a commit touched. Imports no database."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from muster_controller.core.rollout import Rollout
+from muster_controller.core.rollout.state import Rollout
 from muster_controller.ports import Baseline, Desired, Device
 from muster_shared.ids import DeviceId, ModelName, RolloutId
 
@@ -14,12 +14,13 @@ class Committed:
 
     devices: Mapping[DeviceId, Device]
     desired: Mapping[DeviceId, Desired]
-    baselines: Mapping[ModelName, Baseline]
+    baselines: Mapping[ModelName, Sequence[Baseline]]
+    """Of each model, the newest first."""
     running: Mapping[RolloutId, Rollout]
 
 
 @dataclass(frozen=True)
-class Changes:
+class Touched:
     """What one commit touched."""
 
     devices: frozenset[DeviceId]

@@ -1,13 +1,15 @@
 """The tables. Values that are only ever read whole (a twin, a policy, an event's body) are JSON in one column.
 
 Times are Unix seconds as REAL, which keeps a Python float exactly. A change here needs a migration beside it; a test
-compares the two.
+compares the two. The order of the columns is that of the tuples in `rows` and `rollout_rows`.
 """
 
 from typing import ClassVar
 
-from sqlalchemy import Column, ForeignKey, Index, Integer, LargeBinary, MetaData, Table, Text
+from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, LargeBinary, MetaData, Table, Text
 from sqlmodel import Field, SQLModel
+
+Wide = BigInteger().with_variant(Integer, "sqlite")  # SQLite's INTEGER has 64 bits, and numbers rows only when it is.
 
 
 class Row(SQLModel):
@@ -21,6 +23,23 @@ class Row(SQLModel):
             "pk": "pk_%(table_name)s",
         }
     )
+
+
+class WriterRow(Row, table=True):
+    """The one row that every write transaction locks: how often the database was written, and who leads."""
+
+    __tablename__ = "writer"
+
+    id: int = Field(primary_key=True)
+    generation: int = Field(sa_column=Column(Wide, nullable=False))
+    holder: str
+    """Of the lease; empty: nobody."""
+    url: str
+    """Of the holder's API."""
+    until: float
+    """When the lease runs out, by `clock`."""
+    clock: str
+    """Whose seconds `until` counts; see `lease`."""
 
 
 class DeviceRow(Row, table=True):
@@ -37,19 +56,32 @@ class DesiredRow(Row, table=True):
     __tablename__ = "desired"
 
     device: str = Field(primary_key=True)
-    counter: int
+    counter: int = Field(sa_column=Column(Wide, nullable=False))
     expires_at: float
+    issued_at: float
     models: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     envelope: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class IssuedRow(Row, table=True):
+    """The history of `desired`: a row for every counter."""
+
+    __tablename__ = "issued"
+
+    device: str = Field(primary_key=True)
+    counter: int = Field(sa_column=Column(Wide, primary_key=True, autoincrement=False))
+    at: float
+    models: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
 
 
 class BaselineRow(Row, table=True):
     __tablename__ = "baseline"
 
     model: str = Field(primary_key=True)
+    selector: str = Field(sa_column=Column(Text, primary_key=True))
     release: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
     rollout: str
-    selector: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    at: float
 
 
 class RolloutRow(Row, table=True):
@@ -72,6 +104,14 @@ class RolloutRow(Row, table=True):
     aborting_at: float | None = None
     ended_at: float | None = None
     confirmed_wave: int
+    at_once: bool
+    pause: str | None = None
+    paced_at: float
+    credit: float
+    due_at: float
+    plotted_e: float
+    recalled: int
+    approvals: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
 
 
 class MemberRow(Row, table=True):
@@ -87,10 +127,19 @@ class MemberRow(Row, table=True):
     assigned_at: float | None = None
     deadline_at: float | None = None
     step: str | None = None
-    bytes_fetched: int
+    bytes_fetched: int = Field(sa_column=Column(Wide, nullable=False))
     seconds: float
     previous: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
     returned: bool
+    cause: str
+    attempt: int
+    retry_at: float | None = None
+    deferred_until: float | None = None
+    controls: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    latency: float | None = None
+    is_paired: bool
+    disagreed: bool | None = None
+    second: str | None = None
 
 
 class ControlRow(Row, table=True):
@@ -100,9 +149,24 @@ class ControlRow(Row, table=True):
     wave: int = Field(primary_key=True)
     device: str = Field(primary_key=True)
     device_class: str
-    deadline_at: float
+    partner: str
+    assigned_at: float | None = None
+    deadline_at: float | None = None
+    deferred_until: float | None = None
     outcome: str
     reason: str
+    latency: float | None = None
+
+
+class StratumRow(Row, table=True):
+    """What only a stratum remembers: its pairs, in bins. All its other counts follow from the devices."""
+
+    __tablename__ = "rollout_stratum"
+
+    rollout: str = Field(sa_column=Column(ForeignKey("rollout.id", ondelete="CASCADE"), primary_key=True))
+    wave: int = Field(primary_key=True)
+    device_class: str = Field(primary_key=True)
+    latency: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
 
 
 class VerdictRow(Row, table=True):
@@ -115,18 +179,30 @@ class VerdictRow(Row, table=True):
     kind: str
     reason: str
     e: float
-    e_controls: float
-    e_objective: float
-    e_classes: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
-    strata: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
-    """The counts that E was computed from, so that anyone can compute it again."""
+    evidence: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    """E, and the counts that it was computed from, so that anyone can compute it again."""
+
+
+class PointRow(Row, table=True):
+    __tablename__ = "rollout_point"
+    __table_args__ = (Index(None, "rollout", "ordinal"),)
+
+    ordinal: int | None = Field(default=None, sa_column=Column(Wide, primary_key=True, autoincrement=True))
+    rollout: str = Field(sa_column=Column(ForeignKey("rollout.id", ondelete="CASCADE"), nullable=False))
+    at: float
+    wave: int
+    e: float
+    metrics: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    treated: int
+    reported: int
+    bad: int
 
 
 class EventRow(Row, table=True):
     __tablename__ = "event"
     __table_args__ = (Index(None, "device", "ordinal"), Index(None, "rollout", "ordinal"), Index(None, "taken_at"))
 
-    ordinal: int | None = Field(default=None, sa_column=Column(Integer, primary_key=True, autoincrement=True))
+    ordinal: int | None = Field(default=None, sa_column=Column(Wide, primary_key=True, autoincrement=True))
     id: str = Field(unique=True)
     device: str
     taken_at: float
@@ -139,7 +215,7 @@ class NoteRow(Row, table=True):
     __tablename__ = "note"
     __table_args__ = (Index(None, "subject", "ordinal"),)
 
-    ordinal: int | None = Field(default=None, sa_column=Column(Integer, primary_key=True, autoincrement=True))
+    ordinal: int | None = Field(default=None, sa_column=Column(Wide, primary_key=True, autoincrement=True))
     at: float
     what: str
     subject: str

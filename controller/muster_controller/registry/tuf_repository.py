@@ -12,9 +12,11 @@ A controller holds no key that could sign a model: everything offline is verifie
 device verifies it again.
 """
 
+import os
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -55,6 +57,7 @@ from muster_shared.bundle import parse_manifest
 from muster_shared.errors import WireError
 from muster_shared.messages import TrustFiles
 
+SIGN_TOGETHER = 256  # From here on threads are worth their start.
 KEYS_FOLDER = "keys"
 TRUST_FOLDER = "trust"
 TIMESTAMP_FILE = "timestamp.json"
@@ -215,6 +218,21 @@ class TufRepository:
     def sign_assignment(self, assignment: Assignment) -> bytes:
         """Return the envelope of `assignment`, as it is published. Raises KeyMissing, KeyUnreadable."""
         return assignments.sign(assignment, self._signer(Role.ASSIGNMENT))
+
+    def sign_assignments(self, documents: Sequence[Assignment]) -> list[bytes]:
+        """Return the envelopes of `documents`, in order: on all processors, since signing holds no lock.
+
+        Raises:
+            KeyMissing, KeyUnreadable
+        """
+        signer = self._signer(Role.ASSIGNMENT)
+        if len(documents) < SIGN_TOGETHER:
+            return [assignments.sign(document, signer) for document in documents]
+        size = -(-len(documents) // (os.cpu_count() or 1))
+        parts = [documents[start : start + size] for start in range(0, len(documents), size)]
+        with ThreadPoolExecutor(len(parts)) as pool:
+            signed = pool.map(lambda part: [assignments.sign(document, signer) for document in part], parts)
+            return [envelope for part in signed for envelope in part]
 
     # -- what is current ---------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Routes of the page. Reads only: its buttons send orders to the API."""
 
 from collections.abc import Callable, Coroutine
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,19 +15,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from muster_controller.api.devices import parse_labels
 from muster_controller.api.models import list_models
 from muster_controller.api.problems import classify
-from muster_controller.api.rollouts import evidence_points
+from muster_controller.api.rollout_views import member_views, point_view, presences, rollout_summary, waiting_views
 from muster_controller.api.services import Given, Services
 from muster_controller.api.standing import Standing, select
 from muster_controller.api.views import (
     device_detail,
     device_view,
     event_view,
-    member_views,
     note_view,
     release_view,
-    rollout_summary,
 )
-from muster_controller.core.rollout import Rollout
+from muster_controller.core.rollout.explain import who_waits
+from muster_controller.core.rollout.state import Rollout
 from muster_controller.web import present
 from muster_shared.errors import MusterError
 from muster_shared.ids import DeviceId, RolloutId
@@ -35,6 +35,8 @@ HERE = Path(__file__).parent
 DEVICES_SHOWN = 100
 NOTES_SHOWN = 12
 EVENTS_SHOWN = 30
+MEMBERS_SHOWN = 1000
+WAITING_SHOWN = 200
 PANELS_SHOWN = 4  # Rollouts under way that the overview draws; the rest are listed.
 
 
@@ -145,11 +147,15 @@ def rollouts_page(request: Request, given: Given) -> HTMLResponse:
 @router.get("/rollouts/{rollout_id}")
 def rollout_page(request: Request, given: Given, rollout_id: str) -> HTMLResponse:
     rollout, now = given.rollout(RolloutId(rollout_id)), given.clock()
+    presence = presences(given.committed().devices, rollout)
+    waiting = [each for each in who_waits(rollout, presence, now) if each.why not in present.UNDER_WAY]
     return render(
         request,
         "rollout.html",
         panel=_panel(given, rollout, now),
-        members=[member for member in member_views(rollout) if member.arm != "waiting"][:1000],
+        members=list(islice((each for each in member_views(rollout) if each.arm != "waiting"), MEMBERS_SHOWN)),
+        waiting=waiting_views(rollout, presence, waiting[:WAITING_SHOWN]),
+        waiting_counts=present.waiting_counts(waiting),
         notes=[note_view(entry) for entry in given.reader.notes(subject=rollout.id, limit=50)],
         now=now,
     )
@@ -173,7 +179,7 @@ def models_page(request: Request, given: Given) -> HTMLResponse:
 
 
 def _panel(given: Services, rollout: Rollout, now: float) -> present.RolloutPanel:
-    return present.rollout_panel(rollout, evidence_points(given, rollout), now)
+    return present.rollout_panel(rollout, [point_view(point) for point in given.reader.points(rollout.id)], now)
 
 
 def _environment(services: Services) -> Environment:

@@ -1,19 +1,24 @@
 """What the templates show, ready to be shown: words, numbers and geometry. Pure."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from urllib.parse import urlencode
 
+from muster_controller.api.rollout_views import member_views, rollout_detail
 from muster_controller.api.schemas import EvidencePointView, ModelView, RolloutDetail, Status
+from muster_controller.api.schemas.rollouts import WaveView
 from muster_controller.api.standing import Standing
-from muster_controller.api.views import member_views, rollout_detail, wave_views
-from muster_controller.core.rollout import ENDED, Order, Outcome, Rollout, RolloutState
+from muster_controller.core.rollout.explain import Explained, Why
+from muster_controller.core.rollout.state import ENDED, Outcome, Rollout, RolloutState
+from muster_controller.web.actions import ActionPanel, actions
 from muster_controller.web.charts import EvidenceChart, Segment, evidence_chart, segments
 from muster_shared.messages import Step
 
 SQUARES_MAX = 1200  # Squares a rollout; more would be dust, and a bar says it better.
 TONES = 6  # Colours of versions; they repeat.
+UNDER_WAY = (Why.UNDER_WAY,)  # These are told, and stand among the devices of their wave.
 
 
 @dataclass(frozen=True)
@@ -51,13 +56,14 @@ class WavePanel:
 
 
 @dataclass(frozen=True)
-class ActionPanel:
-    """A button and what it will do to how many devices."""
+class MetricRow:
+    """One metric against what would stop the rollout by it alone."""
 
-    order: Order
-    title: str
-    consequence: str
-    is_dangerous: bool
+    name: str
+    e: float
+    alone_at: float
+    classes: tuple[tuple[str, float], ...]
+    is_held: bool
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ class RolloutPanel:
     waves: tuple[WavePanel, ...]
     chart: EvidenceChart
     chart_words: str
+    metrics: tuple["MetricRow", ...]
     began: float
     ended: float
     actions: tuple[ActionPanel, ...] = field(default=())
@@ -105,10 +112,10 @@ def model_bars(models: Sequence[ModelView]) -> tuple[ModelBar, ...]:
 
 def rollout_panel(rollout: Rollout, points: Sequence[EvidencePointView], now: float) -> RolloutPanel:
     """Return one rollout with its waves, squares, evidence and what can be ordered."""
-    detail = rollout_detail(rollout)
+    detail = rollout_detail(rollout, now)
     counts = detail.counts
     ended = rollout.ended_at if rollout.ended_at is not None else now
-    line = [(point.at, point.e) for point in points] or [(rollout.created_at, 1.0)]
+    line = [(rollout.created_at, 1.0), *((point.at, point.e) for point in points if point.at > rollout.created_at)]
     if line[-1][0] < ended:
         line.append((ended, detail.e))
     ended = line[-1][0]  # Reports still arrive after an abort, and are counted.
@@ -116,16 +123,36 @@ def rollout_panel(rollout: Rollout, points: Sequence[EvidencePointView], now: fl
         detail=detail,
         headline=_headline(rollout),
         share=(counts.good + counts.bad) / counts.devices if counts.devices else 0.0,
-        waves=_wave_panels(rollout),
+        waves=_wave_panels(rollout, detail.wave_views),
         chart=evidence_chart(line, detail.hold_at, detail.abort_at),
         chart_words=(
             f"Evidence that {detail.version} does harm: E is {number(detail.e)} now. Promotion holds from "
             f"{detail.hold_at:g}, and the rollout is aborted at {detail.abort_at:g}."
         ),
+        metrics=metric_rows(detail),
         began=rollout.created_at,
         ended=ended,
-        actions=_actions(rollout),
+        actions=actions(rollout, now),
     )
+
+
+def metric_rows(detail: RolloutDetail) -> tuple[MetricRow, ...]:
+    """Return each metric in use; `alone_at` is where it would abort if it were the only one to speak."""
+    return tuple(
+        MetricRow(
+            name=name,
+            e=each.e,
+            alone_at=detail.abort_at / detail.terms.weights[name],
+            classes=tuple(sorted(each.e_classes.items())),
+            is_held=each.e >= detail.hold_at,
+        )
+        for name, each in detail.evidence.metrics.items()
+    )
+
+
+def waiting_counts(waiting: Sequence[Explained]) -> tuple[tuple[str, int], ...]:
+    """Return for how many devices each reason holds, the most frequent first."""
+    return tuple((each.value, count) for each, count in Counter(found.why for found in waiting).most_common())
 
 
 def _headline(rollout: Rollout) -> str:
@@ -133,13 +160,15 @@ def _headline(rollout: Rollout) -> str:
     return f"{rollout.model} {rollout.release.version}{before}"
 
 
-def _wave_panels(rollout: Rollout) -> tuple[WavePanel, ...]:
+def _wave_panels(rollout: Rollout, views: Sequence[WaveView]) -> tuple[WavePanel, ...]:
     draws_squares = len(rollout.members) + len(rollout.controls) <= SQUARES_MAX
     members: dict[int | None, list[Square]] = {}
     for view in member_views(rollout) if draws_squares else ():
-        tone: str = "waiting" if view.arm == "waiting" else view.outcome
+        tone: str = view.outcome
         if view.arm == "control":
-            tone = f"control-{view.outcome}"
+            tone = "control-pending" if view.outcome == "left" else f"control-{view.outcome}"
+        elif view.arm == "waiting" or view.outcome == "left" or view.assigned_at is None:
+            tone = "waiting"
         elif view.returned:
             tone = f"returned-{view.outcome}"
         elif tone == "pending" and view.step == Step.SWITCHED.value:
@@ -149,10 +178,13 @@ def _wave_panels(rollout: Rollout) -> tuple[WavePanel, ...]:
         title = f"{view.device} ({view.device_class}), {view.arm}, {view.outcome}{step}{why}"
         members.setdefault(view.wave, []).append(Square(tone, title, view.device))
     panels = []
-    for wave in wave_views(rollout):
+    for wave in views:
         if wave.wave > rollout.wave:
             continue
         pending = f", {wave.pending} pending" if wave.pending else ""
+        pending += f" ({wave.deferred} deferred)" if wave.deferred else ""
+        pending += f", {wave.queued} queued" if wave.queued else ""
+        pending += f", {wave.left} left" if wave.left else ""
         held = f"; {wave.controls} held back to compare" if wave.controls else ""
         panels.append(
             WavePanel(
@@ -160,10 +192,12 @@ def _wave_panels(rollout: Rollout) -> tuple[WavePanel, ...]:
                 state="current" if wave.wave == rollout.wave and rollout.state not in ENDED else "done",
                 words=f"{wave.devices} devices: {wave.good} good, {wave.bad} bad{pending}{held}",
                 squares=tuple(members.get(wave.wave, ())),
-                bar=segments((("good", wave.good), ("bad", wave.bad), ("pending", wave.pending))),
+                bar=segments(
+                    (("good", wave.good), ("bad", wave.bad), ("pending", wave.pending), ("waiting", wave.queued))
+                ),
             )
         )
-    left = sum(member.wave is None for member in rollout.members.values())
+    left = sum(member.wave is None and member.outcome is Outcome.PENDING for member in rollout.members.values())
     if left:
         planned = [size for index, size in enumerate(rollout.waves) if index > rollout.wave]
         waves = f" in {len(planned)} waves of {', '.join(map(str, planned))}" if len(planned) > 1 else ""
@@ -174,49 +208,7 @@ def _wave_panels(rollout: Rollout) -> tuple[WavePanel, ...]:
     return tuple(panels)
 
 
-def _actions(rollout: Rollout) -> tuple[ActionPanel, ...]:
-    touched = sum(member.wave is not None for member in rollout.members.values())
-    pending = sum(member.wave is not None and member.outcome is Outcome.PENDING for member in rollout.members.values())
-    left = len(rollout.members) - touched
-    version = rollout.release.version
-    previous = None if rollout.previous is None else rollout.previous.version
-    if previous is None:
-        back = f"{devices(touched)} keep {version}, because there is no release before it"
-    elif rollout.policy.on_abort == "stop":
-        back = f"{devices(touched)} keep {version}, because the policy says stop"
-    else:
-        back = f"{devices(touched)} go back to {previous}"
-    pause = ActionPanel(
-        Order.PAUSE,
-        "Pause",
-        f"No further wave begins: {devices(left)} stay as they are. {devices(pending).capitalize()} under way go on, "
-        "and the evidence can still abort it.",
-        False,
-    )
-    resume = ActionPanel(
-        Order.RESUME,
-        "Resume",
-        f"You let wave {rollout.wave + 1} pass whatever the gate says of it, and {devices(left)} that wait are next.",
-        False,
-    )
-    abort = ActionPanel(Order.ABORT, "Abort", f"{back[0].upper()}{back[1:]}. {devices(left)} get nothing.", True)
-    match rollout.state:
-        case RolloutState.RUNNING:
-            return (pause, abort)
-        case RolloutState.PAUSED:
-            return (resume, abort)
-        case RolloutState.FINISHED if previous is not None:
-            consequence = f"{devices(touched)} go back to {previous}, and it is what the fleet runs again."
-            return (ActionPanel(Order.ROLL_BACK, "Roll back", consequence, True),)
-        case _:
-            return ()
-
-
 # -- words ---------------------------------------------------------------------------------------------------------
-
-
-def devices(count: int) -> str:
-    return "1 device" if count == 1 else f"{count:,} devices"
 
 
 def number(value: float) -> str:

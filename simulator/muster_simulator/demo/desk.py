@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import httpx
 import msgspec
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from muster_controller.api.schemas import (
     DeviceDetail,
@@ -19,12 +19,14 @@ from muster_controller.api.schemas import (
     EventPage,
     EventView,
     Health,
+    MemberPage,
     MemberView,
     Published,
     RolloutDetail,
     Status,
 )
 from muster_controller.core.policy import Policy
+from muster_controller.policy_document import written
 from muster_controller.registry.bundles import MANIFEST
 from muster_controller.registry.metadata import release_role
 from muster_controller.registry.operator import sign_release
@@ -38,7 +40,6 @@ ACTOR = "demo"
 _HOLDERS = (1, 3)  # Two of the three release key holders are enough, whichever they are.
 
 T = TypeVar("T", bound=BaseModel)
-_members = TypeAdapter(list[MemberView])
 
 
 class DeskRefused(MusterError):
@@ -79,7 +80,16 @@ class Desk:
         return self._get(f"/rollouts/{rollout}", RolloutDetail)
 
     def members(self, rollout: str) -> Sequence[MemberView]:
-        return _members.validate_json(self._ask("GET", f"/rollouts/{rollout}/members"))
+        """Return every device of a rollout."""
+        found: list[MemberView] = []
+        cursor: str | None = None
+        while True:
+            query = {} if cursor is None else {"cursor": cursor}
+            page = self._get(f"/rollouts/{rollout}/members", MemberPage, limit=PAGE, **query)
+            found += page.members
+            cursor = None if page.next is None else str(page.next)
+            if cursor is None:
+                return found
 
     def events(self, device: str, after: float) -> Sequence[EventView]:
         """Return what `device` reported after the moment `after` (Unix seconds, as the controller took it)."""
@@ -105,7 +115,7 @@ class Desk:
         return manifest
 
     def start_rollout(self, model: ModelName, version: str, policy: Policy) -> RolloutDetail:
-        order = {"model": model, "version": version, "policy": msgspec.to_builtins(policy), "actor": ACTOR}
+        order = {"model": model, "version": version, "policy": written(policy), "actor": ACTOR}
         return self._post("/rollouts", order, RolloutDetail)
 
     def _get(self, path: str, kind: type[T], **query: str | int) -> T:

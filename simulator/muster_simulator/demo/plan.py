@@ -3,7 +3,7 @@
 import platform
 from dataclasses import dataclass
 
-from muster_controller.core.policy import Policy
+from muster_controller.core.policy import Policy, Weights
 from muster_shared.bundle import Runtime
 from muster_shared.ids import DeviceId, FleetId, ModelName
 from muster_shared.messages import Hardware
@@ -74,6 +74,8 @@ FIRST_RELEASE = Policy(
 STAGED = Policy(
     waves=(5, "25%"),  # One device of each class and one more; a quarter; the rest.
     alpha=0.05,
+    # Every 2.0.0 is a bigger model than 1.0.0, and all devices share two processors: latency would only speak of that.
+    weights=Weights(failures=1.0, latency=0.0, agreement=0.0),
     failure_objective=0.02,
     # A device that runs as claimed calls itself bad in at most 1 of 100 windows: one of five may, and the wave goes on.
     success_required=0.75,

@@ -1,16 +1,18 @@
 """The controller's database in memory: a transaction is kept whole, or undone when the process dies inside it.
 
-Implements `muster_controller.ports.Ledger`. Values are frozen, so rows are kept as they are.
+Implements `muster_controller.ports.Ledger`. Values are frozen, so rows are kept as they are. It is stricter than a
+database: what is written must have been read, and what changed must have been named.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from muster_controller.core.rollout import ENDED, Rollout
-from muster_controller.ports import Baseline, Desired, Device, Ledger, Note
+from muster_controller.core.rollout.events import Changes, Plot
+from muster_controller.core.rollout.state import ENDED, Rollout
+from muster_controller.ports import Baseline, Desired, Device, Issued, Ledger, Note
 from muster_shared.ids import DeviceId, EventId, ModelName, RolloutId
 from muster_shared.messages import Event
 from muster_simulator.observer import Observer
@@ -18,6 +20,8 @@ from muster_simulator.observer import Observer
 K = TypeVar("K")
 V = TypeVar("V")
 NOTES_MAX = 2000
+ISSUED_MAX = 200  # Of each device: weeks of virtual time must not fill the memory of the real machine.
+COMPARED_MAX = 200  # Devices of a rollout up to which every save is checked for changes that it does not name.
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,10 @@ class MemoryLedger(Ledger):
         self._open = False
         self._devices: _Table[DeviceId, Device] = _Table({}, self._undo)
         self._desired: _Table[DeviceId, Desired] = _Table({}, self._undo)
+        self._issued: _Table[DeviceId, tuple[Issued, ...]] = _Table({}, self._undo)
         self._rollouts: _Table[RolloutId, Rollout] = _Table({}, self._undo)
-        self._baselines: _Table[ModelName, Baseline] = _Table({}, self._undo)
+        self._points: _Table[RolloutId, tuple[Plot, ...]] = _Table({}, self._undo)
+        self._baselines: _Table[tuple[ModelName, str], Baseline] = _Table({}, self._undo)
         self._events: _Table[EventId, Event] = _Table({}, self._undo)
         self._taken_now: list[EventId] = []
         self._notes: list[Note] = []
@@ -75,6 +81,8 @@ class MemoryLedger(Ledger):
             self._undo.clear()
             self._open = False
 
+    # -- devices -----------------------------------------------------------------------------------------------------
+
     def device(self, device: DeviceId) -> Device | None:
         return self._devices.rows.get(device)
 
@@ -95,30 +103,52 @@ class MemoryLedger(Ledger):
         self._check()
         before = self.desired(desired.device)
         self._desired.put(desired.device, desired)
+        if desired.counter > before.counter:
+            said = Issued(desired.device, desired.counter, desired.issued_at, desired.models)
+            kept = self._issued.rows.get(desired.device, ())[1 - ISSUED_MAX :]
+            self._issued.put(desired.device, (*kept, said))
         self._observer.desired_saved(before, desired)
+
+    def issued(self, device: DeviceId, *, until: float | None = None, limit: int) -> Sequence[Issued]:
+        kept = reversed(self._issued.rows.get(device, ()))
+        return [issued for issued in kept if until is None or issued.at <= until][:limit]
+
+    # -- rollouts ----------------------------------------------------------------------------------------------------
 
     def rollout(self, rollout: RolloutId) -> Rollout | None:
         return self._rollouts.rows.get(rollout)
 
     def rollouts(self, *, running: bool) -> Sequence[Rollout]:
-        found = reversed(self._rollouts.rows.values())
+        found = sorted(self._rollouts.rows.values(), key=lambda each: (each.created_at, each.id), reverse=True)
         return [rollout for rollout in found if not running or rollout.state not in ENDED]
 
-    def save_rollout(self, rollout: Rollout, before: Rollout | None) -> None:
+    def save_rollout(self, rollout: Rollout, before: Rollout | None, changes: Changes) -> None:
         self._check()
         assert self._rollouts.rows.get(rollout.id) is before, "written over what was never read"
+        if before is not None and len(rollout.members) <= COMPARED_MAX:
+            assert _differing(before, rollout, changes) == Changes(), "changed without being named: it would be lost"
         self._rollouts.put(rollout.id, rollout)
         self._observer.rollout_saved(before, rollout)
 
-    def baseline(self, model: ModelName) -> Baseline | None:
-        return self._baselines.rows.get(model)
+    def save_point(self, rollout: RolloutId, point: Plot) -> None:
+        self._check()
+        self._points.put(rollout, (*self._points.rows.get(rollout, ()), point))
 
-    def baselines(self) -> Mapping[ModelName, Baseline]:
-        return dict(self._baselines.rows)
+    def points(self, rollout: RolloutId) -> Sequence[Plot]:
+        return self._points.rows.get(rollout, ())
+
+    def baselines(self, model: ModelName) -> Sequence[Baseline]:
+        found = [baseline for (name, _), baseline in self._baselines.rows.items() if name == model]
+        return sorted(found, key=lambda each: (each.at, each.rollout, each.selector), reverse=True)
+
+    def baseline_models(self) -> Sequence[ModelName]:
+        return sorted({model for model, _ in self._baselines.rows})
 
     def save_baseline(self, baseline: Baseline) -> None:
         self._check()
-        self._baselines.put(baseline.release.model, baseline)
+        self._baselines.put((baseline.release.model, baseline.selector), baseline)
+
+    # -- history -----------------------------------------------------------------------------------------------------
 
     def take_event(self, event: Event) -> bool:
         self._check()
@@ -144,3 +174,10 @@ class MemoryLedger(Ledger):
 
     def _check(self) -> None:
         assert self._open, "written outside a transaction"
+
+
+def _differing(before: Rollout, after: Rollout, changes: Changes) -> Changes:
+    """Return the rows that differ and that `changes` does not name."""
+    members = (key for key, each in after.members.items() if before.members.get(key) is not each)
+    controls = (key for key, each in after.controls.items() if before.controls.get(key) is not each)
+    return Changes(frozenset(members) - changes.members, frozenset(controls) - changes.controls)

@@ -193,9 +193,9 @@ class MemoryRegistry(Registry):
     def manifest(self, bundle: Sha256) -> Manifest | None:
         return self.manifests.get(bundle)
 
-    def sign_assignment(self, assignment: Assignment) -> bytes:
-        self.signed.append(assignment)
-        return self.online_key.sign(msgspec.json.encode(assignment))
+    def sign_assignments(self, assignments: Sequence[Assignment]) -> list[bytes]:
+        self.signed += assignments
+        return [self.online_key.sign(msgspec.json.encode(assignment)) for assignment in assignments]
 
     def blob_length(self, sha256: Sha256) -> int | None:
         content = self.blobs.get(sha256)

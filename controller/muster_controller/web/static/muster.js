@@ -104,7 +104,7 @@ async function send(form) {
     const answer = await fetch(form.dataset.order, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ reason: form.elements.reason.value, actor: "web" }),
+      body: JSON.stringify({ reason: form.elements.reason.value, actor: form.elements.actor.value.trim() || "web" }),
     });
     if (!answer.ok) throw new Error((await answer.json()).detail);
     form.closest("dialog").close();

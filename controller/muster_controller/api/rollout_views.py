@@ -1,0 +1,307 @@
+"""Rollouts as the API says them: the evidence with all that it is computed from, waves, devices, who waits. Pure."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from math import exp
+from typing import Any
+
+import msgspec
+
+from muster_controller.api.schemas import (
+    EvidencePointView,
+    EvidenceView,
+    MemberView,
+    RolloutDetail,
+    RolloutSummary,
+)
+from muster_controller.api.schemas.rollouts import (
+    ApprovalGiven,
+    Approvals,
+    MetricView,
+    RolloutCounts,
+    StratumView,
+    TermsView,
+    VerdictView,
+    WaitingView,
+    WaveView,
+)
+from muster_controller.core.gate.evidence import HOLD, Evidence, Terms
+from muster_controller.core.rollout.draft import terms, weigh
+from muster_controller.core.rollout.events import Plot
+from muster_controller.core.rollout.explain import Explained, Presence
+from muster_controller.core.rollout.outlook import gate, is_gate_reached, orders, outlook, soak_ends
+from muster_controller.core.rollout.state import (
+    ENDED,
+    Control,
+    Member,
+    Outcome,
+    Rollout,
+    in_order,
+    is_in_flight,
+    is_queued,
+)
+from muster_controller.policy_document import written
+from muster_controller.ports import Device
+from muster_shared.ids import DeviceId
+
+LARGEST = 1e300
+"""JSON has no infinity, and evidence beyond this is as good as certain."""
+
+
+def rollout_summary(rollout: Rollout) -> RolloutSummary:
+    return RolloutSummary(**_fields(rollout, weigh(rollout)))
+
+
+def rollout_detail(rollout: Rollout, now: float) -> RolloutDetail:
+    found = weigh(rollout)
+    return RolloutDetail(
+        **_fields(rollout, found),
+        outlook=outlook(rollout, now),
+        orders=list(orders(rollout, now)),
+        policy=msgspec.to_builtins(rollout.policy),
+        policy_written=written(rollout.policy),
+        evidence=evidence_view(found),
+        terms=terms_view(terms(rollout)),
+        verdicts=[
+            VerdictView(
+                at=verdict.at,
+                wave=verdict.wave,
+                kind=verdict.kind.value,
+                reason=verdict.reason,
+                evidence=evidence_view(verdict.evidence),
+            )
+            for verdict in rollout.verdicts
+        ],
+        approvals=Approvals(
+            given=[
+                ApprovalGiven(before=each.before, by=each.by, at=each.at, reason=each.reason)
+                for each in rollout.approvals
+            ],
+            awaited=gate(rollout),
+            is_reached=is_gate_reached(rollout, now),
+        ),
+        wave_views=wave_views(rollout, now),
+        wave_began_at=rollout.wave_began_at,
+        wave_passed_at=rollout.wave_passed_at,
+    )
+
+
+def _fields(rollout: Rollout, found: Evidence) -> dict[str, Any]:
+    return {
+        "id": rollout.id,
+        "model": rollout.model,
+        "version": rollout.release.version,
+        "previous": None if rollout.previous is None else rollout.previous.version,
+        "state": rollout.state.value,
+        "pause": None if rollout.pause is None else rollout.pause.value,
+        "reason": rollout.reason,
+        "at_once": rollout.at_once,
+        "selector": rollout.policy.selector,
+        "priority": rollout.policy.priority,
+        "wave": rollout.wave,
+        "waves": list(rollout.waves),
+        "created_at": rollout.created_at,
+        "created_by": rollout.created_by,
+        "ended_at": rollout.ended_at,
+        "due_at": None if rollout.state in ENDED else rollout.due_at,
+        "counts": _counts(rollout),
+        "e": min(found.e, LARGEST),
+        "hold_e": min(found.hold_e, LARGEST),
+        "hold_at": HOLD,
+        "abort_at": 1 / rollout.policy.alpha,
+    }
+
+
+def _counts(rollout: Rollout) -> RolloutCounts:
+    members = rollout.members.values()
+    outcomes = Counter(member.outcome for member in members)
+    queued = sum(map(is_queued, members))
+    flying = [member for member in members if is_in_flight(member)]
+    return RolloutCounts(
+        devices=len(rollout.members),
+        waiting=outcomes[Outcome.PENDING] - queued - len(flying),
+        queued=queued,
+        pending=len(flying),
+        deferred=sum(member.deferred_until is not None for member in flying),
+        retrying=sum(member.retry_at is not None for member in flying),
+        good=outcomes[Outcome.GOOD],
+        bad=outcomes[Outcome.BAD],
+        left=outcomes[Outcome.LEFT],
+        returned=sum(member.returned for member in members),
+        controls=sum(control.assigned_at is not None for control in rollout.controls.values()),
+        bytes_fetched=sum(member.bytes_fetched for member in members),
+    )
+
+
+def evidence_view(found: Evidence) -> EvidenceView:
+    return EvidenceView(
+        e=min(found.e, LARGEST),
+        hold_e=min(found.hold_e, LARGEST),
+        metrics={
+            name: MetricView(
+                e=min(each.e, LARGEST),
+                e_pooled=min(each.e_pooled, LARGEST),
+                e_classes={key: min(e, LARGEST) for key, e in each.e_classes.items()},
+            )
+            for name, each in found.metrics.items()
+        },
+        e_controls=min(found.e_controls, LARGEST),
+        e_objective=min(found.e_objective, LARGEST),
+        strata=[
+            StratumView(
+                wave=each.wave,
+                device_class=each.device_class,
+                treated=each.treated,
+                treated_bad=each.treated_bad,
+                controls=each.controls,
+                controls_bad=each.controls_bad,
+                latency=list(each.latency),
+                compared=each.compared,
+                disagreed=each.disagreed,
+            )
+            for each in found.strata
+        ],
+    )
+
+
+def terms_view(found: Terms) -> TermsView:
+    return TermsView(
+        alpha=found.alpha,
+        failure_objective=found.failure_objective,
+        tolerance=found.tolerance,
+        latency_tolerance=found.latency_tolerance,
+        disagreement_objective=found.disagreement_objective,
+        weights=dict(found.weights),
+        has_controls=found.has_controls,
+    )
+
+
+def point_view(point: Plot) -> EvidencePointView:
+    return EvidencePointView(
+        at=point.at,
+        wave=point.wave,
+        e=min(point.e, LARGEST),
+        metrics={name: min(e, LARGEST) for name, e in point.metrics.items()},
+        treated=point.treated,
+        reported=point.reported,
+        bad=point.bad,
+    )
+
+
+def wave_views(rollout: Rollout, now: float) -> list[WaveView]:
+    """Return what was planned and what has begun, in order; more waves may come than were planned."""
+    members: dict[int, list[Member]] = {}
+    for member in rollout.members.values():
+        if member.wave is not None:
+            members.setdefault(member.wave, []).append(member)
+    controls: dict[int, list[Control]] = {}
+    for control in rollout.controls.values():
+        controls.setdefault(control.wave, []).append(control)
+    count = max(len(rollout.waves), rollout.wave + 1)
+    return [_wave(rollout, wave, members.get(wave, []), controls.get(wave, []), now) for wave in range(count)]
+
+
+def _wave(rollout: Rollout, wave: int, members: list[Member], controls: list[Control], now: float) -> WaveView:
+    outcomes = Counter(member.outcome for member in members)
+    flying = [member for member in members if is_in_flight(member)]
+    held = [control for control in controls if control.outcome is not Outcome.LEFT]
+    assigned = [member.assigned_at for member in members if member.assigned_at is not None]
+    return WaveView(
+        wave=wave,
+        planned=rollout.waves[wave] if wave < len(rollout.waves) else None,
+        devices=len(members),
+        queued=sum(map(is_queued, members)),
+        pending=len(flying),
+        deferred=sum(member.deferred_until is not None for member in flying),
+        good=outcomes[Outcome.GOOD],
+        bad=outcomes[Outcome.BAD],
+        left=outcomes[Outcome.LEFT],
+        controls=len(held),
+        controls_pending=sum(control.outcome is Outcome.PENDING for control in held),
+        began_at=rollout.wave_began_at if wave == rollout.wave else min(assigned, default=None),
+        soak_ends_at=soak_ends(rollout, now) if wave == rollout.wave else None,
+    )
+
+
+def member_views(rollout: Rollout) -> Iterator[MemberView]:
+    """Yield the treated and the waiting in their order, then the controls by wave."""
+    yield from map(_member, in_order(rollout.members.values()))
+    for _, control in sorted(rollout.controls.items()):
+        yield _control(control)
+
+
+def _member(member: Member) -> MemberView:
+    return MemberView(
+        device=member.device,
+        device_class=member.device_class,
+        wave=member.wave,
+        arm="waiting" if member.wave is None else "treated",
+        outcome=member.outcome.value,
+        cause=member.cause,
+        reason=member.reason,
+        step=None if member.step is None else member.step.value,
+        attempt=member.attempt,
+        assigned_at=member.assigned_at,
+        deadline_at=member.deadline_at,
+        retry_at=member.retry_at,
+        deferred_until=member.deferred_until,
+        bytes_fetched=member.bytes_fetched,
+        seconds=member.seconds,
+        latency_ratio=None if member.latency is None else exp(member.latency),
+        disagreed=member.disagreed,
+        previous=None if member.previous is None else member.previous.version,
+        controls=list(member.controls),
+        partner=None,
+        second=None if member.second is None else member.second.value,
+        returned=member.returned,
+    )
+
+
+def _control(control: Control) -> MemberView:
+    return MemberView(
+        device=control.device,
+        device_class=control.device_class,
+        wave=control.wave,
+        arm="control",
+        outcome=control.outcome.value,
+        cause="",
+        reason=control.reason,
+        step=None,
+        attempt=0,
+        assigned_at=control.assigned_at,
+        deadline_at=control.deadline_at,
+        retry_at=None,
+        deferred_until=control.deferred_until,
+        bytes_fetched=0,
+        seconds=0.0,
+        latency_ratio=None if control.latency is None else exp(control.latency),
+        disagreed=None,
+        previous=None,
+        controls=[],
+        partner=control.partner,
+        second=None,
+        returned=False,
+    )
+
+
+def presences(devices: Mapping[DeviceId, Device], rollout: Rollout) -> dict[DeviceId, Presence]:
+    """Return what is known of the rollout's devices beside it."""
+    known = ((name, devices.get(name)) for name in rollout.members)
+    return {name: Presence(each.online, each.seen_at) for name, each in known if each is not None}
+
+
+def waiting_views(
+    rollout: Rollout, fleet: Mapping[DeviceId, Presence], found: Iterable[Explained]
+) -> list[WaitingView]:
+    return [
+        WaitingView(
+            device=each.device,
+            device_class=rollout.members[each.device].device_class,
+            wave=rollout.members[each.device].wave,
+            online=each.device in fleet and fleet[each.device].online,
+            why=each.why,
+            sentence=each.sentence,
+            until=each.until,
+        )
+        for each in found
+    ]

@@ -1,0 +1,53 @@
+"""Shell completion: names that the controller knows. Quick, and silent when it does not answer: the shell waits."""
+
+import os
+from typing import Any
+
+import typer
+
+from muster_controller.cli.client import URL_VARIABLE, Api, find_url
+from muster_shared.errors import MusterError
+
+TIMEOUT_S = 1.0
+SHOWN = 200
+
+
+def rollouts(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    found = _ask(context, "/rollouts", limit=SHOWN).get("rollouts", [])
+    return [
+        (each["id"], f"{each['model']} {each['version']}, {each['state']}")
+        for each in found
+        if each["id"].startswith(incomplete)
+    ]
+
+
+def models(context: typer.Context, incomplete: str) -> list[str]:
+    found = _ask(context, "/models").get("models", [])
+    return [each["name"] for each in found if each["name"].startswith(incomplete)]
+
+
+def versions(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the releases of the model that is typed already, else of every model; the newest first."""
+    model = context.params.get("model")
+    found = _ask(context, "/models").get("models", [])
+    names = [version for each in found if model in (None, each["name"]) for version in reversed(each["versions"])]
+    return [each for each in dict.fromkeys(names) if each.startswith(incomplete)]
+
+
+def devices(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    found = _ask(context, "/devices", limit=SHOWN, **({"q": incomplete} if incomplete else {})).get("devices", [])
+    return [
+        (each["id"], f"{each['device_class']}, {'online' if each['online'] else 'offline'}")
+        for each in found
+        if each["id"].startswith(incomplete)
+    ]
+
+
+def _ask(context: typer.Context, path: str, **params: str | int) -> dict[str, Any]:
+    given = context.find_root().params.get("url") or os.environ.get(URL_VARIABLE)
+    try:
+        with Api(find_url(given), timeout_s=TIMEOUT_S) as api:
+            found = api.get(path, params)
+    except (MusterError, OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,1 @@
+"""Example policies, as `muster policy example` prints them: documents to copy, nothing that is imported."""
