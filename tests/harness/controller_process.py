@@ -1,0 +1,120 @@
+"""A controller in a process of its own, provisioned with an operator's keys and tiny signed releases.
+
+For benchmarks and fault tests: what they measure or kill is the shipped `muster serve`, not this process.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+
+from muster_controller.registry.operator import init_operator, load_offline, sign_release
+from muster_controller.registry.tuf_repository import create_online_keys
+from muster_controller.whereabouts import Running, read_running
+from muster_shared.bundle import Golden, Manifest, TensorSpec, Variant, describe_file, encode_manifest
+from muster_shared.ids import ModelName
+from muster_shared.messages import ReleaseRef
+
+MODEL = ModelName("digits")
+READY_S = 60.0
+
+
+@dataclass
+class ControllerProcess:
+    """`muster serve` over `folder`/data."""
+
+    folder: Path
+    arguments: tuple[str, ...] = ()
+    fleet: str = "test"
+    process: "subprocess.Popen[bytes] | None" = None
+
+    def start(self) -> Running:
+        """Start it and wait until it answers."""
+        data = self.folder / "data"
+        (data / "server.json").unlink(missing_ok=True)
+        command = [sys.executable, "-m", "muster_controller.cli.main", "serve", "--data", str(data)]
+        command += ["--fleet", self.fleet, "--port", "0", *self.arguments]
+        with (self.folder / "controller.log").open("ab") as out:
+            self.process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, "MUSTER_URL": ""})
+        deadline = time.monotonic() + READY_S
+        while time.monotonic() < deadline and self.process.poll() is None:
+            running = read_running(data)
+            if running is not None and running.pid == self.process.pid:
+                return running
+            time.sleep(0.05)
+        raise AssertionError(f"the controller did not start; see {self.folder / 'controller.log'}")
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait(10.0)
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(20.0)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+
+@contextmanager
+def provisioned(folder: Path, *, fleet: str = "test", arguments: tuple[str, ...] = ()) -> Iterator[ControllerProcess]:
+    """Make the operator's keys in `folder`, and a controller that is stopped at the end. Start it yourself."""
+    init_operator(folder / "operator", [MODEL], create_online_keys(folder / "data"), datetime.now(UTC))
+    process = ControllerProcess(folder, arguments, fleet)
+    try:
+        yield process
+    finally:
+        process.stop()
+
+
+def bring_trust(folder: Path, http: httpx.Client) -> None:
+    """Give the controller what the offline keys signed."""
+    offline = load_offline(folder / "operator")
+    body = {"root": offline.root.decode(), "targets": offline.targets.decode(), "keys": offline.keys.decode()}
+    http.post("/trust/offline", json=body).raise_for_status()
+
+
+def publish(folder: Path, http: httpx.Client, version: str, release: int) -> ReleaseRef:
+    """Sign and publish a tiny release that no engine runs; return it."""
+    files = {"model.onnx": f"weights of {version}".encode() * 100, "golden.npz": b"golden" * 50}
+    bundle = folder / f"bundle-{version}"
+    bundle.mkdir()
+    for name, raw in files.items():
+        (bundle / name).write_bytes(raw)
+    manifest = Manifest(
+        model=MODEL,
+        version=version,
+        release=release,
+        inputs=(TensorSpec(name="x", datatype="FP32", shape=(-1, 4)),),
+        outputs=(TensorSpec(name="y", datatype="FP32", shape=(-1, 2)),),
+        files=tuple(describe_file(name, raw) for name, raw in files.items()),
+        variants=(Variant(name="any", runtime="onnxruntime", precision="fp32", files=("model.onnx",)),),
+        golden=Golden(file="golden.npz"),
+        card=f"# {MODEL} {version}",
+    )
+    encoded = encode_manifest(manifest)
+    (bundle / "bundle.json").write_bytes(encoded)
+    current = http.get(f"/models/{MODEL}/metadata")
+    base = current.content if current.is_success else None
+    signed = sign_release(folder / "operator", bundle, base, datetime.now(UTC)).metadata
+    for raw in files.values():
+        name = describe_file("x", raw).sha256
+        headers = {"Content-Type": "application/octet-stream"}
+        http.put(f"/blobs/{name}", content=raw, headers=headers).raise_for_status()
+    body = {"metadata": signed.decode(), "manifest": encoded.decode()}
+    http.post(f"/models/{MODEL}/releases", json=body).raise_for_status()
+    described = describe_file("bundle.json", encoded)
+    return ReleaseRef(
+        model=MODEL, version=version, release=release, bundle_sha256=described.sha256, bundle_length=len(encoded)
+    )
