@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from muster_controller.broker.embedded import BrokerKind, BrokerUnavailable, EmbeddedBroker, find_broker, start_broker
-from muster_controller.core.policy import Policy
+from muster_controller.core.policy import Policy, Threshold
 from muster_controller.core.rollout.state import RolloutState
 from muster_controller.db.ledger import SqlLedger
 from muster_controller.fleet import Fleet
@@ -51,8 +51,15 @@ FLEET = FleetId("yard")
 MODEL = ModelName("digits")
 DEVICES = 10
 WAIT_S = 45.0
+# Ten devices hold back too few to tell two bad of two from chance (E = 10): so small a fleet says what is too much.
 POLICY = Policy(
-    waves=(2, "50%"), window_s=1.0, window_max_s=3.0, requests_min=50, deadline_s=20.0, success_required=0.75
+    abort_when=(Threshold(failures=2),),
+    waves=(2, "50%"),
+    window_s=1.0,
+    window_max_s=3.0,
+    requests_min=50,
+    deadline_s=20.0,
+    success_required=0.75,
 )
 REQUESTS_PER_S = 100.0
 
