@@ -164,6 +164,8 @@ class Fleet:
         now = self._clock()
         is_set_back = now < self._ticked_at
         self._ticked_at = now
+        if is_set_back and self._connected_at is not None:
+            self._connected_at = now  # Or who has answered by the other clock would be taken for silent by this one.
         try:
             with self._engine.transaction():
                 for rollout in self._ledger.rollouts(running=True):
@@ -420,7 +422,9 @@ class Fleet:
         if after.twin is None:
             return
         self._mender.due(after.id, self._clock())
-        is_regrouped = before.twin is None or labels_of(before) != labels_of(after)
+        is_regrouped = before.twin is None or (
+            _seen_by_selectors(before.twin) != _seen_by_selectors(after.twin) and labels_of(before) != labels_of(after)
+        )
         for rollout in self._ledger.rollouts(running=True):
             member = rollout.members.get(after.id)
             if is_regrouped and (member is None or not member.is_touched):
@@ -515,6 +519,11 @@ def latency_change(window: WindowReport) -> float | None:
         return None
     ratio = min(max(after / before, 1 / LATENCY_RATIO_MAX), LATENCY_RATIO_MAX)
     return ln(ratio)
+
+
+def _seen_by_selectors(twin: Twin) -> tuple[object, ...]:
+    """Return what labels are made of: compared first, because a twin hardly ever changes it."""
+    return twin.labels, twin.hardware, twin.agent_version
 
 
 def _wants(desired: Desired, release: ReleaseRef) -> bool:

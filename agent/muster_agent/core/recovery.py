@@ -105,6 +105,10 @@ def _take_up(model: ModelState, update: Update, now: float) -> tuple[ModelState,
     if update.phase is Phase.TRYING and (active is None or serves):
         effects.append(EndTrial(update.release))  # There is nothing else any more to compare it with.
         update = replace(update, phase=Phase.READY)
+    if update.phase is Phase.TRYING and update.activation is not None and update.activation.windows:
+        # The window in which the trial began may have closed meanwhile: it is proven again, and asks again.
+        effects.append(EndTrial(update.release))
+        update = replace(activation.over(update, now), phase=Phase.TESTING, aside=False)
     if update.phase is Phase.READY and not update.sham and (active is None or serves or not update.aside):
         # What was loaded is gone, or has nothing before it any more: prove it again.
         update = replace(activation.over(update, now), phase=Phase.TESTING, aside=False)

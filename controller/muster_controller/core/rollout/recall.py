@@ -31,6 +31,8 @@ GIVE_UP_S = 60.0  # How long, beyond its deadline, an aborting rollout waits for
 
 def abort(draft: Draft, reason: str) -> None:
     """End the rollout badly, and do with its devices what the policy says."""
+    if draft.rollout.at_once and draft.rollout.wave >= 0 and draft.rollout.previous is not None:
+        draft.set_baseline(draft.rollout.previous)  # It had set its own at the beginning.
     match draft.rollout.policy.on_abort:
         case "roll_back" | "stop":
             call_back(draft, reason)
