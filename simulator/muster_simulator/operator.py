@@ -114,7 +114,8 @@ class Operator:
             elif now >= self._paused_at.setdefault(rollout.id, now + self._random.uniform(10.0, 120.0)):
                 del self._paused_at[rollout.id]
                 go_on = Order.SKIP if rollout.pause is Pause.UNDECIDED else Order.RESUME
-                self.order(rollout, self._random.choice((go_on, Order.ABORT)))
+                # An honest release may well be held: in peace people know that it is good, and let it pass.
+                self.order(rollout, go_on if self._stage.is_peaceful else self._random.choice((go_on, Order.ABORT)))
         if not self.creates:
             return
         running = {rollout.model for rollout in self._controller.ledger.rollouts(running=True)}

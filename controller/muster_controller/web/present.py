@@ -214,7 +214,7 @@ def _wave_panels(rollout: Rollout, views: Sequence[WaveView]) -> tuple[WavePanel
 def number(value: float) -> str:
     """Return an E as people read it: 0.042, 1.7, 260."""
     if value >= 100:
-        return f"{value:,.0f}" if value < 1e6 else f"{value:.1e}"
+        return f"{value:,.0f}" if value < 1e4 else f"{value:.1e}"
     return f"{value:.2g}"
 
 

@@ -6,11 +6,13 @@ The controller is the shipped one: its database, its own signing key, the embedd
 measurement but its design: hawkBit's scheduler looks at rollouts every 2 s, before anything is done.
 """
 
+import base64
 import json
 import random
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -19,8 +21,9 @@ from bench.rollout.figures import Line, Options
 from harness.controller_process import bring_trust, provisioned, publish
 from muster_controller.core.gate.evidence import Terms, evidence
 from muster_controller.core.gate.strata import Stratum
+from muster_controller.whereabouts import Running
 from muster_shared import topics
-from muster_shared.ids import DeviceId, EventId, FleetId
+from muster_shared.ids import DeviceId, EventId, FleetId, RolloutId
 from muster_shared.link import Link, LinkConfig, LinkItem, Received, parse_broker_url
 from muster_shared.messages import (
     Event,
@@ -86,10 +89,10 @@ class Devices:
             )
             self._say(name, Channel.TWIN, encode(twin))
 
-    def report(self, name: DeviceId, rollout: str, release: ReleaseRef, *, good: bool) -> str:
+    def report(self, name: DeviceId, rollout: RolloutId, release: ReleaseRef, *, good: bool) -> str:
         """Send the outcome of one device; return the id of the event."""
         said = f"{rollout}-{name}"
-        body = OutcomeReported(release=release, rollout=rollout, wave=0, good=good, reason="measured")  # type: ignore[arg-type]
+        body = OutcomeReported(release=release, rollout=rollout, wave=0, good=good, reason="measured")
         self._say(name, Channel.EVENT, encode(Event(id=EventId(said), device=name, at=time.time(), body=body)))
         return said
 
@@ -116,9 +119,8 @@ class Devices:
         now = time.perf_counter()
         match topic:
             case DeviceTopic(name, Channel.ASSIGNMENT):
-                counter = 2 if b'"counter":2' in item.payload else _counter(item.payload)
                 with self._lock:
-                    self.told[name] = (counter, now)
+                    self.told[name] = (_counter(item.payload), now)
             case DeviceTopic(_, Channel.ACK):
                 with self._lock:
                     self.acked.update(json.loads(item.payload)["ids"])
@@ -127,13 +129,10 @@ class Devices:
 
 
 def _counter(envelope: bytes) -> int:
-    import base64
-
     return int(json.loads(base64.b64decode(json.loads(envelope)["payload"]))["counter"])
 
 
-def _until(what: str, condition: object, seconds: float = WAIT_S) -> None:
-    assert callable(condition)
+def _until(what: str, condition: Callable[[], bool], seconds: float = WAIT_S) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -162,12 +161,11 @@ def run(options: Options) -> list[Line]:
         return _measured(Path(name), process.start(), count)
 
 
-def _measured(folder: Path, running: object, count: int) -> list[Line]:
-    url, broker_url = running.url, running.broker_url  # type: ignore[attr-defined]
-    with httpx.Client(base_url=f"{url}/api/v1", trust_env=False, timeout=60.0) as http:
+def _measured(folder: Path, running: Running, count: int) -> list[Line]:
+    with httpx.Client(base_url=f"{running.url}/api/v1", trust_env=False, timeout=60.0) as http:
         bring_trust(folder, http)
         old, new = publish(folder, http, "1.0.0", 1), publish(folder, http, "2.0.0", 2)
-        devices = Devices(broker_url, count)
+        devices = Devices(running.broker_url, count)
         try:
             devices.announce(old)
             _until("every twin", lambda: http.get("/status").json()["online"] >= count)
@@ -177,7 +175,7 @@ def _measured(folder: Path, running: object, count: int) -> list[Line]:
             answer = http.post("/rollouts", json=body).raise_for_status().json()
             _until("the first assignment of every device", lambda: devices.all_at(1))
             told_s = devices.last_at() - began
-            rollout = answer["id"]
+            rollout = RolloutId(answer["id"])
 
             order = devices.names
             for name in order[: deciding(count) - 20]:
