@@ -173,7 +173,8 @@ class Fleet:
                     if is_set_back or now >= rollout.due_at or rollout.due_at > now + machine.LOOK_S:
                         self._engine.advance(rollout, Tick(self._engine.facts(rollout)))
                 self._miss_silent(now)
-                self._mender.turn(self._engine)
+                if not self.is_due():  # A call-back that goes on comes first.
+                    self._mender.turn(self._engine)
         except BaseException:
             self.moved()
             raise

@@ -100,6 +100,7 @@ class Stage:
     ledger: SqlLedger
     path: Path
     now: float = 1000.0
+    registry: Shelf = field(default_factory=Shelf)
 
     def __post_init__(self) -> None:
         self.begin()
@@ -110,7 +111,7 @@ class Stage:
         self.fleet = Fleet(
             FleetId("test"),
             ledger=self.ledger,
-            registry=Shelf(),
+            registry=self.registry,
             wire=self.said,
             clock=lambda: self.now,
             random=Random(5),

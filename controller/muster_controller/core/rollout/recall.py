@@ -24,7 +24,7 @@ from muster_controller.core.rollout.state import (
 from muster_controller.core.rollout.waves import runs
 from muster_shared.ids import DeviceId, RolloutId
 
-BATCH = 1000  # Devices called back, or told of a wave, by one tick: the first ones need not wait for the last.
+BATCH = 2000  # Devices called back, or told of a wave, by one tick: the first ones need not wait for the last.
 LOOK_AGAIN_S = 1.0  # A fleet that comes back costs one look a second, not one a device.
 GIVE_UP_S = 60.0  # How long, beyond its deadline, an aborting rollout waits for devices that do not come back.
 
