@@ -41,6 +41,7 @@ from muster_shared.messages import (
     AssignmentRefused,
     ControllerSession,
     Event,
+    FaultSeen,
     OutcomeReported,
     Presence,
     ReleaseRef,
@@ -479,6 +480,9 @@ class Fleet:
                     wait_s=None if body.until is None else body.until - event.at,
                 )
                 self._engine.tell(body.rollout, step)
+            case FaultSeen(model=model, detail=detail) if model is not None:
+                self._engine.note("fault_seen", event.device, f"{model}: {detail}", event.device)
+                self._mender.repair(self._engine, event.device, model)
             case AssignmentRefused(refusal=refusal, detail=detail):
                 self._engine.note("assignment_refused", event.device, f"{refusal.value}: {detail}", event.device)
             case _:

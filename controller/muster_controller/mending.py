@@ -12,6 +12,8 @@ import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from msgspec.structs import replace as with_changes
+
 from muster_controller.core.rollout.pace import room
 from muster_controller.core.rollout.state import Outcome, Rollout, RolloutState
 from muster_controller.core.rollout.telling import watch
@@ -154,6 +156,21 @@ class Mender:
         """A late device has come to its outcome: there is room for another."""
         if rollout in self._late:
             self._late[rollout].discard(device)
+
+    def repair(self, engine: Engine, device: DeviceId, model: ModelName) -> None:
+        """Tell a device once more what it should run of `model`: its files rotted, and another release serves.
+
+        As a new attempt, or a device that has reported already would take it for what it knows. Inside a transaction.
+        """
+        desired = engine.ledger.desired(device)
+        wanted = desired.models.get(model)
+        running = engine.ledger.rollouts(running=True)
+        if wanted is None or any(rollout.model == model and has_say(rollout, device) for rollout in running):
+            return  # A rollout that is at work on it hears of it by the outcome.
+        was = wanted.assignment.watch
+        again = None if was is None else with_changes(was, attempt=was.attempt + 1)
+        assignment = with_changes(wanted.assignment, watch=again)
+        engine.issue([replace(desired, models={**desired.models, model: replace(wanted, assignment=assignment)})])
 
     def _remind(self, engine: Engine, device: Device, desired: Desired, now: float) -> None:
         twin = device.twin

@@ -11,7 +11,8 @@ from muster_controller.core.rollout.events import Order
 from muster_controller.core.rollout.state import LATE, Outcome, Rollout, RolloutState
 from muster_controller.db.ledger import SqlLedger
 from muster_controller.errors import Conflict
-from muster_shared.ids import DeviceId
+from muster_shared.ids import DeviceId, EventId
+from muster_shared.messages import Event, FaultSeen
 from muster_shared.topics import Channel
 
 ALL = replace_policy(waves=(100,), controls_per_device=0)
@@ -199,3 +200,37 @@ def test_a_rollback_at_once_tells_everybody_also_who_is_offline_and_supersedes_w
     stage.pass_(1.0)
     assert _now(stage, back).state is RolloutState.FINISHED
     assert stage.ledger.baselines(MODEL)[0].release == release(1)
+
+
+def test_a_device_whose_files_rotted_is_told_again_and_tries_again(stage: Stage) -> None:
+    names = _fleet(stage, 2)
+    stage.finish(2, *names)
+    before = stage.said.assignments("dev-00")[-1]
+    fault = Event(
+        id=EventId("rot"),
+        device=DeviceId("dev-00"),
+        at=1.0,
+        body=FaultSeen(model=MODEL, detail="files are damaged"),
+    )
+
+    stage.hear("dev-00", Channel.EVENT, fault)
+    stage.hear("dev-00", Channel.EVENT, fault)
+
+    after = stage.said.assignments("dev-00")[-1]
+    assert after.counter == before.counter + 1
+    assert after.models[0].release == release(2)
+    watches = before.models[0].watch, after.models[0].watch
+    assert watches[0] is not None
+    assert watches[1] is not None
+    assert watches[1].attempt == watches[0].attempt + 1
+
+
+def test_a_fault_in_a_rollout_is_left_to_the_rollout(stage: Stage) -> None:
+    _fleet(stage, 2)
+    stage.roll_out(2, ALL)
+    counter = stage.ledger.desired(DeviceId("dev-00")).counter
+    fault = Event(id=EventId("rot"), device=DeviceId("dev-00"), at=1.0, body=FaultSeen(model=MODEL, detail="damaged"))
+
+    stage.hear("dev-00", Channel.EVENT, fault)
+
+    assert stage.ledger.desired(DeviceId("dev-00")).counter == counter
