@@ -181,6 +181,7 @@ class Hands:
                 if phase:
                     traffic.expect_outage(victim)
                     self._crew.kill(victim)
+                    traffic.expect_outage(victim)  # Again: an answer just before the end would have called it off.
                     killed_at = time.monotonic()
                     self._display.say(f"{victim} is killed (SIGKILL) in the phase {phase} of {model} {version}")
             if time.monotonic() < looked_at + LOOK_AT_ROLLOUT_S:
