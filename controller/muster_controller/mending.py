@@ -15,6 +15,7 @@ from dataclasses import replace
 from msgspec.structs import replace as with_changes
 
 from muster_controller.core.rollout.pace import room
+from muster_controller.core.rollout.recall import is_withdrawn
 from muster_controller.core.rollout.state import Outcome, Rollout, RolloutState
 from muster_controller.core.rollout.telling import watch
 from muster_controller.engine import Engine
@@ -167,6 +168,9 @@ class Mender:
         running = engine.ledger.rollouts(running=True)
         if wanted is None or any(rollout.model == model and has_say(rollout, device) for rollout in running):
             return  # A rollout that is at work on it hears of it by the outcome.
+        source = engine.ledger.rollout(wanted.rollout)
+        if source is not None and is_withdrawn(source, device, wanted.assignment.release):
+            return  # What was aborted is given to nobody again: whatever serves instead is the better place.
         was = wanted.assignment.watch
         again = None if was is None else with_changes(was, attempt=was.attempt + 1)
         assignment = with_changes(wanted.assignment, watch=again)

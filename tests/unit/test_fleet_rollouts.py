@@ -225,6 +225,21 @@ def test_a_device_whose_files_rotted_is_told_again_and_tries_again(stage: Stage)
     assert watches[1].attempt == watches[0].attempt + 1
 
 
+def test_files_of_an_aborted_release_that_rotted_are_not_given_again(stage: Stage) -> None:
+    _fleet(stage, 2)
+    first = stage.roll_out(1, ALL)
+    stage.fleet.order(first.id, Order.ABORT, "ada", "wrong labels")
+    stage.pass_(1.0)
+    assert _now(stage, first).state is RolloutState.ABORTED
+    counter = stage.ledger.desired(DeviceId("dev-00")).counter
+    fault = Event(id=EventId("rot"), device=DeviceId("dev-00"), at=1.0, body=FaultSeen(model=MODEL, detail="damaged"))
+
+    stage.hear("dev-00", Channel.EVENT, fault)
+
+    assert _wanted(stage, "dev-00") == 1
+    assert stage.ledger.desired(DeviceId("dev-00")).counter == counter
+
+
 def test_a_fault_in_a_rollout_is_left_to_the_rollout(stage: Stage) -> None:
     _fleet(stage, 2)
     stage.roll_out(2, ALL)

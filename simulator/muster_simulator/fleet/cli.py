@@ -80,6 +80,8 @@ def _many(seeds: range, scale: Scale, faults: FaultsName, mutant: str | None, *,
         outcomes.append(outcome)
         if not as_json:
             print(_line(outcome), flush=True)
+            if outcome.failure is not None and mutant is None:
+                print(f"\n{outcome.failure.text()}\n", flush=True)
         if mutant is not None and outcome.failure is not None:
             break  # One seed is enough.
     found.close()  # type: ignore[attr-defined]  # A generator: it ends its processes.
@@ -90,8 +92,6 @@ def _many(seeds: range, scale: Scale, faults: FaultsName, mutant: str | None, *,
         print(f"{mutant}: caught by seed {failures[0].seed}, {failures[0].promise}: {failures[0].detail}")
         print(f"replay: {failures[0].replay}")
     else:
-        for failure in failures:
-            print(f"\n{failure.text()}")
         rate = _rate(outcomes)
         print(
             f"{len(outcomes)} fleets of {scale.devices} devices x {scale.days:g} days,"

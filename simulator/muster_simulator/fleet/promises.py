@@ -29,7 +29,7 @@ from muster_controller.core.rollout.state import (
 from muster_controller.ports import Desired, Ledger, Wanted
 from muster_shared.assignment import DAY_MINUTES, MaintenanceWindow
 from muster_shared.ids import DeviceId, ModelName, RolloutId, Sha256
-from muster_shared.messages import EventBody, OutcomeReported, ReleaseRef, Step, StepReached
+from muster_shared.messages import EventBody, FaultSeen, OutcomeReported, ReleaseRef, Step, StepReached
 from muster_simulator.fleet.device import FleetDevice
 from muster_simulator.fleet.registry import FleetRegistry
 from muster_simulator.fleet.shape import is_named
@@ -65,6 +65,8 @@ class Scene:
     """Which running rollouts of a model have a say over a device; kept by `OneRolloutADevice`."""
     complaints: set[tuple[DeviceId, Sha256]] = field(default_factory=set)
     """Which device said of which release that it does not do; kept by `Converges`."""
+    faults: set[tuple[DeviceId, Sha256]] = field(default_factory=set)
+    """Which device said that the files of which release are damaged; kept by `Converges`."""
     fleets: Callable[[], int] = lambda: 1
     """How many controllers believe to lead."""
 
@@ -699,8 +701,9 @@ class SilenceCounts(Promise):
 
 
 class Converges(Promise):
-    """Once faults have stopped, every living device runs what the newest decision for it says, or has said why not;
-    and a good release reaches all of them. (The world looks.)"""
+    """Once faults have stopped, every living device runs what the newest decision for it says, or has said why not
+    (that the files rotted is a reason only for what was aborted since, which nobody is given again); and a good
+    release reaches all of them. (The world looks.)"""
 
     name = "F17-converges"
 
@@ -711,6 +714,10 @@ class Converges(Promise):
             match body:
                 case StepReached(step=Step.FAILED, release=release) | OutcomeReported(good=False, release=release):
                     self.scene.complaints.add((device, release.bundle_sha256))
+                case FaultSeen(model=name) if name is not None and name in before.models:
+                    lost = before.models[name].slots.active
+                    if lost is not None:
+                        self.scene.faults.add((device, lost.bundle_sha256))
                 case _:
                     pass
 

@@ -1,6 +1,7 @@
 """One fleet world: devices, a broker, controllers, people, chaos, and a seed that decides everything.
 
-    chaos (faults, rollouts) ─▶ calm: it must settle ─▶ one good release of each model must reach everyone ─▶ end
+    chaos (faults, rollouts) ─▶ calm: it must settle ─▶ one good release of each model must reach everyone
+                             ─▶ peace, until the days are over: nothing may change any more ─▶ end
 
 Virtual time jumps from one thing that happens to the next. Nothing in it reads a real clock but `Ran.seconds`.
 """
@@ -198,6 +199,11 @@ class FleetWorld:
         self.ground.is_peaceful = True
         final = [self._roll_out_to_all(model) for model in self.models]
         self._settle(final)
+
+        self.history.add("world", "rests")
+        self._pass(self.scale.days * DAY_S - self.timeline.elapsed_s)
+        if left := self._unsettled(final):
+            raise InvariantBroken(Converges.name, "; ".join(left))
         self.watch.ended()
         self.history.add("world", "ends")
 
@@ -285,6 +291,9 @@ class FleetWorld:
                 continue
             runs_it = model.slots.active is not None and model.slots.active.bundle_sha256 == release.bundle_sha256
             has_said = (device.id, release.bundle_sha256) in self.scene.complaints
+            if (device.id, release.bundle_sha256) in self.scene.faults:
+                source = self.ledger.rollout(wanted.rollout)
+                has_said |= source is not None and source.state is RolloutState.ABORTED
             if not runs_it and (is_final or not has_said):
                 found.append(f"{name} is not {release.version}, and nothing says why")
         for name in self.models:

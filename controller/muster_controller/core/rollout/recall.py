@@ -23,6 +23,7 @@ from muster_controller.core.rollout.state import (
 )
 from muster_controller.core.rollout.waves import runs
 from muster_shared.ids import DeviceId, RolloutId
+from muster_shared.messages import ReleaseRef
 
 BATCH = 2000  # Devices called back, or told of a wave, by one tick: the first ones need not wait for the last.
 LOOK_AGAIN_S = 1.0  # A fleet that comes back costs one look a second, not one a device.
@@ -63,6 +64,18 @@ def is_called(rollout: Rollout, member: Member) -> bool:
         return False
     is_stopped = bool(rollout.verdicts) and rollout.verdicts[-1].kind is VerdictKind.ABORT
     return not (rollout.policy.on_abort == "stop" and is_stopped) or is_in_flight(member)
+
+
+def is_withdrawn(rollout: Rollout, device: DeviceId, release: ReleaseRef) -> bool:
+    """Return whether `release`, which `rollout` gave to `device`, may be given to it no more: it was aborted.
+
+    What was decided at once stays decided: no verdict was passed on it.
+    """
+    if rollout.state not in (RolloutState.ABORTING, RolloutState.ABORTED) or rollout.at_once:
+        return False
+    member = rollout.members.get(device)
+    back = rollout.previous if member is None else home(rollout, member)
+    return release.bundle_sha256 == rollout.release.bundle_sha256 and release != back
 
 
 def call_back(draft: Draft, reason: str) -> None:
