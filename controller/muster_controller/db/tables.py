@@ -223,6 +223,136 @@ class NoteRow(Row, table=True):
     actor: str
 
 
+class EnrolTokenRow(Row, table=True):
+    """What lets devices enrol. Of the secret only its SHA-256 is here."""
+
+    __tablename__ = "enrol_token"
+
+    id: str = Field(primary_key=True)
+    secret_sha256: str
+    labels: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    uses_max: int
+    uses: int
+    created_at: float
+    created_by: str
+    expires_at: float
+    revoked_at: float | None = None
+    approval: str
+    """`token`, `manual` or `serial`."""
+    serials: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    """For `serial`: a JSON object from serial number to device id or null."""
+
+
+class IdentityRow(Row, table=True):
+    """A device that enrolled, or waits to be accepted."""
+
+    __tablename__ = "identity"
+    __table_args__ = (Index(None, "state"),)
+
+    device: str = Field(primary_key=True)
+    state: str
+    """`waiting`, `accepted`, `rejected` or `revoked`."""
+    public_key: str = Field(sa_column=Column(Text, nullable=False))
+    """PEM of the identity key."""
+    fingerprint: str
+    """SHA-256 of its DER, in hex: what people compare."""
+    token: str
+    labels: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    hardware_serial: str
+    agent_version: str
+    device_class: str
+    asked_at: float
+    decided_at: float | None = None
+    decided_by: str
+    reason: str = Field(sa_column=Column(Text, nullable=False))
+
+
+class CertificateRow(Row, table=True):
+    """Every certificate that the fleet CA issued."""
+
+    __tablename__ = "certificate"
+    __table_args__ = (Index(None, "device", "issued_at"), Index(None, "expires_at"))
+
+    serial: str = Field(primary_key=True)
+    """Hex."""
+    device: str
+    """The subject's common name."""
+    issued_at: float
+    expires_at: float
+    revoked_at: float | None = None
+    nonce: str = Field(unique=True)
+    """Of the request: none is granted twice."""
+
+
+class OperatorRow(Row, table=True):
+    """A person or a machine that may order. `password` is an argon2id string; empty: by OIDC or tokens alone."""
+
+    __tablename__ = "operator"
+
+    name: str = Field(primary_key=True)
+    password: str
+    subject: str
+    """`issuer subject` of OIDC; empty: none."""
+    role: str
+    selector: str = Field(sa_column=Column(Text, nullable=False))
+    """Of the devices that it may touch; empty: all."""
+    created_at: float
+    created_by: str
+    disabled_at: float | None = None
+    failures: int
+    """Logins that failed in a row."""
+    locked_until: float
+
+
+class CredentialRow(Row, table=True):
+    """A session of the page, an API token or a one-time link. Of the secret only its SHA-256 is here."""
+
+    __tablename__ = "credential"
+    __table_args__ = (Index(None, "operator"),)
+
+    id: str = Field(primary_key=True)
+    operator: str
+    kind: str
+    """`session`, `token` or `once`."""
+    name: str
+    secret_sha256: str
+    role: str
+    """An API token may be less than its operator; empty: as the operator."""
+    selector: str = Field(sa_column=Column(Text, nullable=False))
+    created_at: float
+    used_at: float
+    expires_at: float
+    revoked_at: float | None = None
+
+
+class AuditRow(Row, table=True):
+    """One change: who, what, why. Appended only; each hash covers the one before (`db.audit`)."""
+
+    __tablename__ = "audit"
+    __table_args__ = (Index(None, "subject", "ordinal"), Index(None, "actor", "ordinal"))
+
+    ordinal: int = Field(sa_column=Column(Wide, primary_key=True, autoincrement=False))
+    """1, 2, 3 ... without a gap."""
+    at: float
+    actor: str
+    action: str
+    subject: str
+    detail: str = Field(sa_column=Column(Text, nullable=False))
+    reason: str = Field(sa_column=Column(Text, nullable=False))
+    request_id: str
+    hash: str
+
+
+class AuditHeadRow(Row, table=True):
+    """The one row that everybody locks who appends to `audit`."""
+
+    __tablename__ = "audit_head"
+
+    id: int = Field(primary_key=True)
+    ordinal: int = Field(sa_column=Column(Wide, nullable=False))
+    hash: str
+
+
 def table(row: type[Row]) -> Table:
     """Return the SQLAlchemy table of a row class."""
     return Row.metadata.tables[str(row.__tablename__)]
