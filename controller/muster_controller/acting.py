@@ -17,7 +17,8 @@ class Acting:
     reason: str = ""
 
 
-_acting: ContextVar[Acting] = ContextVar("acting", default=Acting())
+CONTROLLER = Acting()
+_acting: ContextVar[Acting] = ContextVar("acting", default=CONTROLLER)
 
 
 def acting() -> Acting:

@@ -83,7 +83,7 @@ class Granted(msgspec.Struct, frozen=True, kw_only=True, tag="granted"):
     certificate: str
     """PEM: the device's, then the intermediate's."""
     ca: str
-    """PEM: the root's certificates that the device is to trust for broker and controller (several while one rotates)."""
+    """PEM: the roots that the device is to trust for broker and controller (several while one rotates)."""
     broker_url: str
     """mqtts://host:port, as devices reach it."""
     device_url: str

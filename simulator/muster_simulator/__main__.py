@@ -14,10 +14,12 @@ import time
 from collections.abc import Sequence
 from typing import cast
 
+from muster_simulator.failure import Outcome, failures_of, seeds_of
 from muster_simulator.faults import FaultsName
 from muster_simulator.fleet.cli import main as fleet_main
 from muster_simulator.mutants import MUTANTS
-from muster_simulator.scenarios import Outcome, run, run_many
+from muster_simulator.scenarios import run, run_many
+from muster_simulator.world import Ran
 
 FAILURES_SHOWN = 3
 
@@ -38,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m muster_simulator", description="Muster in virtual time, under faults."
     )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--seeds", type=_seeds, default=_seeds("0:100"), help="A range such as 0:1000.")
+    what.add_argument("--seeds", type=seeds_of, default=seeds_of("0:100"), help="A range such as 0:1000.")
     what.add_argument("--seed", type=int, help="One seed.")
     parser.add_argument("--faults", choices=("all", "none"), default="all")
     parser.add_argument("--mutant", choices=sorted(MUTANTS), help="Run a broken variant; exit 0 when it is caught.")
@@ -46,14 +48,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
     parser.add_argument("--trace", action="store_true", help="With --seed: print the whole history.")
     return parser
-
-
-def _seeds(text: str) -> range:
-    low, _, high = text.partition(":")
-    try:
-        return range(int(low), int(high)) if high else range(int(low))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a range such as 0:1000") from error
 
 
 def _one(seed: int, faults: FaultsName, mutant: str | None, *, trace: bool) -> int:
@@ -73,43 +67,43 @@ def _one(seed: int, faults: FaultsName, mutant: str | None, *, trace: bool) -> i
 
 def _many(seeds: range, faults: FaultsName, mutant: str | None, *, jobs: int, as_json: bool) -> int:
     began = time.monotonic()
-    outcomes: list[Outcome] = []
+    outcomes: list[Outcome[Ran]] = []
     found = run_many(seeds, faults, jobs=jobs, mutant=mutant)
     for outcome in found:
         outcomes.append(outcome)
         failed = sum(each.failure is not None for each in outcomes)
         if outcome.failure is not None and mutant is None:
             _progress("", last=True)
-            print(f"seed {outcome.failure.seed} broke {outcome.failure.invariant}", file=sys.stderr, flush=True)
+            print(f"seed {outcome.failure.seed} broke {outcome.failure.promise}", file=sys.stderr, flush=True)
         _progress(f"{len(outcomes)} of {len(seeds)} worlds, {failed} broken, {time.monotonic() - began:.0f} s")
         if mutant is not None and failed:
             break  # One seed is enough.
     _progress("", last=True)
-    failures = sorted((each.failure for each in outcomes if each.failure is not None), key=lambda each: each.seed)
+    failures = failures_of(outcomes)
     seconds = time.monotonic() - began
     if as_json:
         print(json.dumps(_as_json(outcomes, seeds, faults, mutant, seconds), indent=1))
     elif mutant is not None and failures:
-        print(f"{mutant}: caught by seed {failures[0].seed}, {failures[0].invariant}: {failures[0].detail}")
+        print(f"{mutant}: caught by seed {failures[0].seed}, {failures[0].promise}: {failures[0].detail}")
         print(f"replay: {failures[0].replay}")
     else:
         for failure in failures[:FAILURES_SHOWN]:
             print(f"{failure.text()}\n")
         for failure in failures[FAILURES_SHOWN:]:
-            print(f"seed {failure.seed} broke {failure.invariant}: {failure.detail}")
+            print(f"seed {failure.seed} broke {failure.promise}: {failure.detail}")
         rollouts = sum(each.ran.rollouts for each in outcomes)
         hours = sum(each.ran.virtual_s for each in outcomes) / 3600
         print(
             f"{len(outcomes)} worlds, {hours:.0f} virtual hours, {rollouts} rollouts,"
             f" {len(failures)} broken, {seconds:.0f} s"
         )
-    found.close()  # type: ignore[attr-defined]  # A generator: it ends its processes.
+    found.close()  # It ends its processes.
     caught = bool(failures)
     return int(not caught if mutant is not None else caught)
 
 
 def _as_json(
-    outcomes: list[Outcome], seeds: range, faults: FaultsName, mutant: str | None, seconds: float
+    outcomes: list[Outcome[Ran]], seeds: range, faults: FaultsName, mutant: str | None, seconds: float
 ) -> dict[str, object]:
     return {
         "seeds": [seeds.start, seeds.stop],
@@ -122,11 +116,7 @@ def _as_json(
         "finished": sum(each.ran.finished for each in outcomes),
         "aborted": sum(each.ran.aborted for each in outcomes),
         "seconds": round(seconds, 1),
-        "failures": [
-            {"seed": each.seed, "invariant": each.invariant, "detail": each.detail, "replay": each.replay}
-            for each in (outcome.failure for outcome in sorted(outcomes, key=lambda each: each.ran.seed))
-            if each is not None
-        ],
+        "failures": [each.as_json() for each in failures_of(outcomes)],
     }
 
 

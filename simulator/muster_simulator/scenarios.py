@@ -1,44 +1,20 @@
 """Running worlds: one seed, many seeds on many processes, and what is printed when one fails."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Generator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import cache, lru_cache
-from multiprocessing import get_context
+from functools import cache, lru_cache, partial
 
 import structlog
 
 from muster_agent import conductor
 from muster_shared import bundle
+from muster_simulator.failure import TAIL_LINES, Failure, Outcome, spread
 from muster_simulator.faults import Faults, FaultsName
 from muster_simulator.mutants import MUTANTS
 from muster_simulator.world import Ran, World
 
-TAIL_LINES = 30
 BATCH_SEEDS = 8  # Few enough that progress shows, enough that processes are not what is waited for.
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A seed that broke a promise, with what a person needs to look into it."""
-
-    seed: int
-    invariant: str
-    detail: str
-    history: tuple[str, ...]
-    replay: str
-
-    def text(self) -> str:
-        tail = "\n".join(self.history)
-        return f"{tail}\n\nseed {self.seed} broke {self.invariant}: {self.detail}\nreplay: {self.replay}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    ran: Ran
-    failure: Failure | None
 
 
 @cache
@@ -48,7 +24,7 @@ def prepare() -> None:
     vars(conductor)["parse_manifest"] = lru_cache(maxsize=512)(bundle.parse_manifest)
 
 
-def run(seed: int, faults: FaultsName, mutant: str | None = None) -> tuple[Outcome, World]:
+def run(seed: int, faults: FaultsName, mutant: str | None = None) -> tuple[Outcome[Ran], World]:
     """Run one world, by the shipped code or by a broken variant of it."""
     prepare()
     with nullcontext() if mutant is None else MUTANTS[mutant].applied():
@@ -58,7 +34,7 @@ def run(seed: int, faults: FaultsName, mutant: str | None = None) -> tuple[Outco
         return Outcome(ran, None), world
     failure = Failure(
         seed=seed,
-        invariant=ran.broken.name,
+        promise=ran.broken.name,
         detail=ran.broken.detail,
         history=tuple(world.stage.history.text(TAIL_LINES)),
         replay=replay_command(seed, faults, mutant),
@@ -66,21 +42,11 @@ def run(seed: int, faults: FaultsName, mutant: str | None = None) -> tuple[Outco
     return Outcome(ran, failure), world
 
 
-def run_many(seeds: Sequence[int], faults: FaultsName, *, jobs: int, mutant: str | None = None) -> Iterator[Outcome]:
+def run_many(
+    seeds: Sequence[int], faults: FaultsName, *, jobs: int, mutant: str | None = None
+) -> Generator[Outcome[Ran], None, None]:
     """Yield the outcome of each seed, as they come."""
-    if jobs <= 1:
-        for seed in seeds:
-            yield run(seed, faults, mutant)[0]
-        return
-    batches = [tuple(seeds[start : start + BATCH_SEEDS]) for start in range(0, len(seeds), BATCH_SEEDS)]
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_run_batch, batch, faults, mutant) for batch in batches]
-        try:
-            for future in as_completed(futures):
-                yield from future.result()
-        finally:
-            for future in futures:
-                future.cancel()
+    return spread(partial(_outcome, faults=faults, mutant=mutant), seeds, jobs=jobs, batch_seeds=BATCH_SEEDS)
 
 
 def replay_command(seed: int, faults: FaultsName, mutant: str | None = None) -> str:
@@ -91,5 +57,5 @@ def replay_command(seed: int, faults: FaultsName, mutant: str | None = None) -> 
     return " ".join([*words, "--trace"])
 
 
-def _run_batch(seeds: tuple[int, ...], faults: FaultsName, mutant: str | None) -> list[Outcome]:
-    return [run(seed, faults, mutant)[0] for seed in seeds]
+def _outcome(seed: int, faults: FaultsName, mutant: str | None) -> Outcome[Ran]:
+    return run(seed, faults, mutant)[0]

@@ -14,12 +14,13 @@ from muster_controller.core.policy import Policy
 from muster_controller.core.rollout.state import ENDED, RolloutState
 from muster_controller.fleet import ANNOUNCE_S
 from muster_shared.ids import DeviceId, ModelName, RolloutId, Sha256
-from muster_shared.messages import Event, FaultSeen, Hardware, OutcomeReported, Step, StepReached
+from muster_shared.messages import Event, FaultSeen, OutcomeReported, Step, StepReached
 from muster_simulator.adversary import Adversary
 from muster_simulator.chaos import Chaos
 from muster_simulator.controller import SimulatedController
 from muster_simulator.device import Nature, SimulatedDevice
 from muster_simulator.faults import Faults
+from muster_simulator.hardware import CLASSES
 from muster_simulator.invariants import CONVERGES, ESCAPES, INVARIANTS, InvariantBroken, RolloutsEnd, Scene
 from muster_simulator.observer import Observer
 from muster_simulator.operator import Operator, hardware_classes
@@ -33,40 +34,6 @@ LOOK_S = 20.0
 STEPS_MAX = 400_000
 """Far beyond what any world needs: whoever gets here spins."""
 
-CLASSES = (
-    Hardware(
-        device_class="pi5-cpu",
-        arch="aarch64",
-        accelerators=("cpu",),
-        cpu_count=4,
-        memory_mb=4096,
-        runtimes=("onnxruntime",),
-    ),
-    Hardware(
-        device_class="nuc-gpu",
-        arch="x86_64",
-        accelerators=("cpu", "gpu"),
-        cpu_count=8,
-        memory_mb=16384,
-        runtimes=("onnxruntime", "openvino"),
-    ),
-    Hardware(
-        device_class="orin-npu",
-        arch="aarch64",
-        accelerators=("cpu", "npu"),
-        cpu_count=6,
-        memory_mb=8192,
-        runtimes=("onnxruntime",),
-    ),
-    Hardware(
-        device_class="old-box",
-        arch="x86_64",
-        accelerators=("cpu",),
-        cpu_count=2,
-        memory_mb=2048,
-        runtimes=("onnxruntime",),
-    ),
-)
 FINAL_POLICY = Policy(
     waves=(3, "50%"),
     success_required=0.8,

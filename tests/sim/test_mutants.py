@@ -36,4 +36,4 @@ def test_the_mutant_is_caught(name: str) -> None:
     caught = next((failure for failure in failures if failure is not None), None)
 
     assert caught is not None, f"{name} survived {SEEDS}"
-    assert caught.invariant in CAUGHT_BY[name], caught.text()
+    assert caught.promise in CAUGHT_BY[name], caught.text()

@@ -70,7 +70,7 @@ def test_a_failing_seed_says_which_promise_what_happened_and_how_to_see_it_again
 
     failure = outcome.failure
     assert failure is not None
-    assert failure.invariant == "I1-always-runnable"
+    assert failure.promise == "I1-always-runnable"
     assert failure.replay == "python -m muster_simulator --seed 0 --faults all --mutant skip_fsync --trace"
     assert failure.replay in failure.text()
     assert 10 <= len(failure.history) <= 30

@@ -14,11 +14,13 @@ from collections.abc import Sequence
 from typing import cast
 
 from muster_shared.ids import DeviceId
+from muster_simulator.failure import Outcome, failures_of, seeds_of
 from muster_simulator.faults import FaultsName
 from muster_simulator.fleet.mutants import MUTANTS
 from muster_simulator.fleet.promises import ALL
 from muster_simulator.fleet.scale import DAY_S, Scale
-from muster_simulator.fleet.scenarios import Outcome, run, run_many
+from muster_simulator.fleet.scenarios import run, run_many
+from muster_simulator.fleet.world import Ran
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m muster_simulator fleet", description="A whole fleet in virtual time, under faults."
     )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--seeds", type=_seeds, default=_seeds("0:4"), help="A range such as 0:20.")
+    what.add_argument("--seeds", type=seeds_of, default=seeds_of("0:4"), help="A range such as 0:20.")
     what.add_argument("--seed", type=int, help="One seed.")
     what.add_argument("--promises", action="store_true", help="Print what must hold, in both worlds.")
     parser.add_argument("--devices", type=int, default=1000)
@@ -51,14 +53,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--trace", action="store_true", help="With --seed: print the whole history.")
     parser.add_argument("--watch", nargs="*", default=[], help="With --trace: devices of which every step is printed.")
     return parser
-
-
-def _seeds(text: str) -> range:
-    low, _, high = text.partition(":")
-    try:
-        return range(int(low), int(high)) if high else range(int(low))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a range such as 0:20") from error
 
 
 def _one(seed: int, scale: Scale, faults: FaultsName, mutant: str | None, watch: list[str], *, trace: bool) -> int:
@@ -74,7 +68,7 @@ def _one(seed: int, scale: Scale, faults: FaultsName, mutant: str | None, watch:
 
 def _many(seeds: range, scale: Scale, faults: FaultsName, mutant: str | None, *, jobs: int, as_json: bool) -> int:
     began = time.monotonic()
-    outcomes: list[Outcome] = []
+    outcomes: list[Outcome[Ran]] = []
     found = run_many(seeds, scale, faults, jobs=jobs, mutant=mutant)
     for outcome in found:
         outcomes.append(outcome)
@@ -84,8 +78,8 @@ def _many(seeds: range, scale: Scale, faults: FaultsName, mutant: str | None, *,
                 print(f"\n{outcome.failure.text()}\n", flush=True)
         if mutant is not None and outcome.failure is not None:
             break  # One seed is enough.
-    found.close()  # type: ignore[attr-defined]  # A generator: it ends its processes.
-    failures = sorted((each.failure for each in outcomes if each.failure is not None), key=lambda each: each.seed)
+    found.close()  # It ends its processes.
+    failures = failures_of(outcomes)
     if as_json:
         print(json.dumps(_as_json(outcomes, scale, faults, mutant, time.monotonic() - began), indent=1))
     elif mutant is not None and failures:
@@ -102,13 +96,13 @@ def _many(seeds: range, scale: Scale, faults: FaultsName, mutant: str | None, *,
     return int(not failures if mutant is not None else bool(failures))
 
 
-def _rate(outcomes: Sequence[Outcome]) -> float:
+def _rate(outcomes: Sequence[Outcome[Ran]]) -> float:
     """Return simulated devices times virtual days for each second of one core."""
     seconds = sum(each.ran.seconds for each in outcomes)
     return sum(each.ran.device_days_per_s * each.ran.seconds for each in outcomes) / max(seconds, 1e-9)
 
 
-def _line(outcome: Outcome) -> str:
+def _line(outcome: Outcome[Ran]) -> str:
     ran = outcome.ran
     said = "broken" if ran.broken is not None else "holds"
     return (
@@ -119,7 +113,7 @@ def _line(outcome: Outcome) -> str:
 
 
 def _as_json(
-    outcomes: Sequence[Outcome], scale: Scale, faults: FaultsName, mutant: str | None, seconds: float
+    outcomes: Sequence[Outcome[Ran]], scale: Scale, faults: FaultsName, mutant: str | None, seconds: float
 ) -> dict[str, object]:
     return {
         "devices": scale.devices,
@@ -133,9 +127,5 @@ def _as_json(
         "aborted": sum(each.ran.aborted for each in outcomes),
         "seconds": round(seconds, 1),
         "device_days_per_s": round(_rate(outcomes), 1),
-        "failures": [
-            {"seed": each.seed, "promise": each.promise, "detail": each.detail, "replay": each.replay}
-            for each in (outcome.failure for outcome in sorted(outcomes, key=lambda each: each.ran.seed))
-            if each is not None
-        ],
+        "failures": [each.as_json() for each in failures_of(outcomes)],
     }

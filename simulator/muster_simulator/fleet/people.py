@@ -18,9 +18,10 @@ from muster_shared.messages import ReleaseRef
 from muster_simulator.clock import Timeline
 from muster_simulator.fleet.controllers import Hall
 from muster_simulator.fleet.scale import DAY_S, Scale
-from muster_simulator.fleet.shape import CLASSES, RINGS, SITES, written
+from muster_simulator.fleet.shape import RINGS, SITES, written
 from muster_simulator.fleet.truth import Harm, Kind
 from muster_simulator.fleet.watch import Watcher
+from muster_simulator.hardware import CLASSES
 from muster_simulator.history import History
 
 LOOK_S = 1800.0

@@ -1,48 +1,23 @@
 """Running fleet worlds: one seed, many seeds on many processes, and what is printed when one fails."""
 
 import logging
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Generator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import cache
-from multiprocessing import get_context
+from functools import cache, partial
 
 import structlog
 
 from muster_shared.ids import DeviceId
+from muster_simulator.failure import TAIL_LINES, Failure, Outcome, spread
 from muster_simulator.faults import FaultsName
 from muster_simulator.fleet.mutants import MUTANTS
 from muster_simulator.fleet.scale import FleetFaults, Scale
 from muster_simulator.fleet.world import FleetWorld, Ran
 
-TAIL_LINES = 30
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A seed that broke a promise, with what a person needs to look into it."""
-
-    seed: int
-    promise: str
-    detail: str
-    history: tuple[str, ...]
-    replay: str
-
-    def text(self) -> str:
-        tail = "\n".join(self.history)
-        return f"{tail}\n\nseed {self.seed} broke {self.promise}: {self.detail}\nreplay: {self.replay}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    ran: Ran
-    failure: Failure | None
-
 
 @cache
 def prepare() -> None:
-    """Make this process fit to simulate: no logs, and pure functions that are asked the same thing remember."""
+    """Make this process fit to simulate: no logs."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
@@ -52,7 +27,7 @@ def run(
     faults: FaultsName,
     mutant: str | None = None,
     traced: frozenset[DeviceId] = frozenset(),
-) -> tuple[Outcome, FleetWorld]:
+) -> tuple[Outcome[Ran], FleetWorld]:
     """Run one world, by the shipped code or by a broken variant of it."""
     prepare()
     with nullcontext() if mutant is None else MUTANTS[mutant].applied():
@@ -72,20 +47,10 @@ def run(
 
 def run_many(
     seeds: Sequence[int], scale: Scale, faults: FaultsName, *, jobs: int, mutant: str | None = None
-) -> Iterator[Outcome]:
+) -> Generator[Outcome[Ran], None, None]:
     """Yield the outcome of each seed, as they come."""
-    if jobs <= 1:
-        for seed in seeds:
-            yield run(seed, scale, faults, mutant)[0]
-        return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        futures = [pool.submit(_run, seed, scale, faults, mutant) for seed in seeds]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            for future in futures:
-                future.cancel()
+    simulate = partial(_outcome, scale=scale, faults=faults, mutant=mutant)
+    return spread(simulate, seeds, jobs=jobs, batches_per_process=1)  # What a large fleet took is given back.
 
 
 def replay_command(seed: int, scale: Scale, faults: FaultsName, mutant: str | None = None) -> str:
@@ -97,5 +62,5 @@ def replay_command(seed: int, scale: Scale, faults: FaultsName, mutant: str | No
     return " ".join([*words, "--trace"])
 
 
-def _run(seed: int, scale: Scale, faults: FaultsName, mutant: str | None) -> Outcome:
+def _outcome(seed: int, scale: Scale, faults: FaultsName, mutant: str | None) -> Outcome[Ran]:
     return run(seed, scale, faults, mutant)[0]

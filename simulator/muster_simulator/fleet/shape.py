@@ -2,33 +2,14 @@
 
 from random import Random
 
-from muster_shared.messages import Hardware
 from muster_simulator.fleet.device import Nature
+from muster_simulator.hardware import CLASSES
 
 SITES = tuple(f"s{number}" for number in range(12))
 RINGS = ("a", "b", "c")
 RING_SHARES = (0.1, 0.25, 0.65)
-CLASSES = (
-    Hardware(device_class="pi5-cpu", arch="aarch64", cpu_count=4, memory_mb=4096, runtimes=("onnxruntime",)),
-    Hardware(
-        device_class="nuc-gpu",
-        arch="x86_64",
-        accelerators=("cpu", "gpu"),
-        cpu_count=8,
-        memory_mb=16384,
-        runtimes=("onnxruntime", "openvino"),
-    ),
-    Hardware(
-        device_class="orin-npu",
-        arch="aarch64",
-        accelerators=("cpu", "npu"),
-        cpu_count=6,
-        memory_mb=8192,
-        runtimes=("onnxruntime",),
-    ),
-    Hardware(device_class="old-box", arch="x86_64", cpu_count=2, memory_mb=2048, runtimes=("onnxruntime",)),
-)
 CLASS_SHARES = (0.45, 0.3, 0.15, 0.1)
+"""Of `CLASSES`, in their order."""
 
 
 def nature(random: Random) -> Nature:
