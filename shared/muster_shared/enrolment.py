@@ -1,6 +1,11 @@
 """Enrolment on the wire: the token an operator hands out, what a device asks for, and what it gets.
 
+    GET  https://CONTROLLER:8443/enrol/v1/ca            the fleet CA's root, PEM: the device checks it against the token's
+                                                        SHA-256 before it trusts the connection of the next line with it
     POST https://CONTROLLER:8443/enrol/v1/certificate   SignedRequest -> Granted (200) | Waiting (202) | Refused (4xx)
+
+The first is asked on a connection that verifies nothing and carries nothing secret; the second on a connection that
+trusts that root alone, and checks the host's name. So both work with every TLS library.
 
 One document enrols and renews. `body` is the encoded `CertificateRequest`, signed as those very bytes by the device's
 identity key (ECDSA P-256, SHA-256, DER) behind `CONTEXT`, so that this signature fits nothing else. Decision 0013.
@@ -18,6 +23,7 @@ from muster_shared.errors import WireError
 from muster_shared.ids import DeviceId, FleetId, Sha256
 
 PATH = "/enrol/v1/certificate"
+CA_PATH = "/enrol/v1/ca"
 CONTEXT = b"muster enrolment v1\0"
 """What stands before the body when it is signed."""
 REQUEST_BYTES_MAX = 16 * 1024
