@@ -8,16 +8,16 @@ fleet --devices 10000 --days 30 --seeds 0:20              whole fleets of light 
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
 from typing import cast
 
-from muster_simulator.failure import Outcome, failures_of, seeds_of
+from muster_simulator.failure import Outcome, failures_of
 from muster_simulator.faults import FaultsName
 from muster_simulator.fleet.cli import main as fleet_main
 from muster_simulator.mutants import MUTANTS
+from muster_simulator.options import add_options
 from muster_simulator.scenarios import run, run_many
 from muster_simulator.world import Ran
 
@@ -39,14 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m muster_simulator", description="Muster in virtual time, under faults."
     )
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--seeds", type=seeds_of, default=seeds_of("0:100"), help="A range such as 0:1000.")
-    what.add_argument("--seed", type=int, help="One seed.")
-    parser.add_argument("--faults", choices=("all", "none"), default="all")
-    parser.add_argument("--mutant", choices=sorted(MUTANTS), help="Run a broken variant; exit 0 when it is caught.")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
-    parser.add_argument("--trace", action="store_true", help="With --seed: print the whole history.")
+    add_options(parser, seeds="0:100", mutants=MUTANTS)
     return parser
 
 

@@ -14,7 +14,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,7 +27,7 @@ from onnx import TensorProto, helper
 from securesystemslib.signer import CryptoSigner, Signer
 from tuf.api.metadata import Metadata, Timestamp
 
-from muster_controller.broker.embedded import EmbeddedBroker
+from muster_controller.broker.embedded import BrokerKind, EmbeddedBroker, start_broker
 from muster_controller.registry.keys import load_signer
 from muster_controller.registry.operator import init_operator, sign_release
 from muster_controller.registry.tuf_repository import TufRepository, create_online_keys
@@ -361,6 +362,28 @@ class Fleet:
                 for index in unpack_bits(want.missing, -(-want.length // want.chunk_bytes)):
                     start = index * want.chunk_bytes
                     self.publish(ChunkTopic(sha256, index), content[start : start + want.chunk_bytes], qos=0)
+
+
+@contextmanager
+def own_broker(folder: Path) -> Iterator[EmbeddedBroker]:
+    """A broker of any kind that is installed, on a free port."""
+    with start_broker(BrokerKind.AUTO, folder, free_port()) as broker:
+        broker.wait_ready(20.0)
+        yield broker
+
+
+@contextmanager
+def doubling_fleet(works: Works, broker: EmbeddedBroker, fleet_id: FleetId, folder: Path) -> Iterator[Fleet]:
+    """A fleet whose agent has committed `scale` 1.0.0, which doubles."""
+    folder.mkdir()
+    fleet = Fleet(works, broker, fleet_id, folder)
+    try:
+        release = works.release("1.0.0", factor=2.0)
+        fleet.assign(1, release)
+        fleet.wait_for_step(release, Step.COMMITTED)
+        yield fleet
+    finally:
+        fleet.close()
 
 
 def scaling_model(factor: float) -> bytes:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from securesystemslib.signer import CryptoSigner
 
-from harness.fleet_of_one import DEVICE, Agent, Fleet, Works, free_port, wait_until
-from muster_controller.broker.embedded import BrokerKind, EmbeddedBroker, start_broker
+from harness.fleet_of_one import DEVICE, Agent, Fleet, Works, doubling_fleet, own_broker, wait_until
+from muster_controller.broker.embedded import EmbeddedBroker
 from muster_shared.bundle import (
     HardwareMatch,
 )
@@ -167,8 +167,7 @@ def test_an_agent_that_is_told_to_stop_says_that_it_is_gone(fleet: "Fleet") -> N
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
-    with start_broker(BrokerKind.AUTO, tmp_path_factory.mktemp("broker"), free_port()) as broker:
-        broker.wait_ready(20.0)
+    with own_broker(tmp_path_factory.mktemp("broker")) as broker:
         yield broker
 
 
@@ -181,14 +180,5 @@ def works(tmp_path: Path) -> Works:
 
 @pytest.fixture
 def fleet(works: Works, broker: EmbeddedBroker, tmp_path: Path) -> Iterator[Fleet]:
-    """A device that serves release 1.0.0, which multiplies by two."""
-    folder = tmp_path / "device"
-    folder.mkdir()
-    fleet = Fleet(works, broker, FleetId(f"fleet-{os.urandom(4).hex()}"), folder)
-    try:
-        release = works.release("1.0.0", factor=2.0)
-        fleet.assign(1, release)
-        fleet.wait_for_step(release, Step.COMMITTED)
+    with doubling_fleet(works, broker, FleetId(f"fleet-{os.urandom(4).hex()}"), tmp_path / "device") as fleet:
         yield fleet
-    finally:
-        fleet.close()

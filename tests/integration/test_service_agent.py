@@ -11,9 +11,9 @@ import pytest
 from harness.asking import Answer, Program
 from harness.collector import Collector
 from harness.digits_agent import bundle
-from harness.fleet_of_one import DEVICE, MODEL, Agent, Fleet, Works, free_port, wait_until
+from harness.fleet_of_one import DEVICE, MODEL, Agent, Fleet, Works, doubling_fleet, free_port, own_broker, wait_until
 from muster_agent.core.split import Mode
-from muster_controller.broker.embedded import BrokerKind, EmbeddedBroker, start_broker
+from muster_controller.broker.embedded import EmbeddedBroker
 from muster_shared.assignment import Assignment, ModelAssignment
 from muster_shared.ids import FleetId
 from muster_shared.messages import ReleaseRef, Step
@@ -31,24 +31,14 @@ def works(tmp_path: Path) -> Works:
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[EmbeddedBroker]:
-    with start_broker(BrokerKind.AUTO, tmp_path / "broker", free_port()) as broker:
-        broker.wait_ready(20.0)
+    with own_broker(tmp_path / "broker") as broker:
         yield broker
 
 
 @pytest.fixture
 def fleet(works: Works, broker: EmbeddedBroker, tmp_path: Path) -> Iterator[Fleet]:
-    """An agent that serves `scale` 1.0.0, which doubles."""
-    folder = tmp_path / "device"
-    folder.mkdir()
-    fleet = Fleet(works, broker, FleetId("asked"), folder)
-    try:
-        release = works.release(OLD, factor=2.0)
-        fleet.assign(1, release)
-        fleet.wait_for_step(release, Step.COMMITTED)
+    with doubling_fleet(works, broker, FleetId("asked"), tmp_path / "device") as fleet:
         yield fleet
-    finally:
-        fleet.close()
 
 
 @pytest.fixture

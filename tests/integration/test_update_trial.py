@@ -10,8 +10,8 @@ import pytest
 from msgspec.structs import replace
 
 from harness.asking import Program
-from harness.fleet_of_one import MODEL, Agent, Fleet, Works, free_port, wait_until
-from muster_controller.broker.embedded import BrokerKind, EmbeddedBroker, start_broker
+from harness.fleet_of_one import MODEL, Agent, Fleet, Works, doubling_fleet, own_broker, wait_until
+from muster_controller.broker.embedded import EmbeddedBroker
 from muster_shared.assignment import Activation, Trial, Watch
 from muster_shared.ids import FleetId, RolloutId
 from muster_shared.messages import OutcomeReported, Refusal, Step, StepReached
@@ -41,25 +41,15 @@ def works(tmp_path: Path) -> Works:
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[EmbeddedBroker]:
-    with start_broker(BrokerKind.AUTO, tmp_path / "broker", free_port()) as broker:
-        broker.wait_ready(20.0)
+    with own_broker(tmp_path / "broker") as broker:
         yield broker
 
 
 @pytest.fixture
 def fleet(works: Works, broker: EmbeddedBroker, tmp_path: Path) -> Iterator[Fleet]:
-    """An agent that serves `scale` 1.0.0, which doubles."""
-    folder = tmp_path / "device"
-    folder.mkdir()
-    fleet = Fleet(works, broker, FleetId("tried"), folder)
-    try:
-        release = works.release(OLD, factor=2.0)
-        fleet.assign(1, release)
-        fleet.wait_for_step(release, Step.COMMITTED)
+    with doubling_fleet(works, broker, FleetId("tried"), tmp_path / "device") as fleet:
         fleet.answer()
         yield fleet
-    finally:
-        fleet.close()
 
 
 @contextmanager

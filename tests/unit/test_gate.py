@@ -21,9 +21,9 @@ from muster_controller.core.gate.evidence import (
     Evidence,
     Terms,
     evidence,
+    scaled,
     undecided,
     verdict,
-    weights_of,
 )
 from muster_controller.core.gate.failures import against_controls, against_objective
 from muster_controller.core.gate.latency import against_slowdown
@@ -83,20 +83,20 @@ strata = st.lists(
 )
 
 
-def test_nothing_seen_is_no_evidence_at_all_and_holds() -> None:
+def test_nothing_seen_is_no_evidence_at_all_and_leaves_every_metric_undecided() -> None:
     found = evidence([], Terms())
 
     assert found.e == pytest.approx(1.0)
     assert all(metric.e_classes == {} for metric in found.metrics.values())
-    assert verdict(found, Terms()) is VerdictKind.HOLD
+    assert undecided(found.strata, Terms()) == METRICS
 
 
 def test_one_bad_of_the_first_five_holds_and_two_abort() -> None:
     one = evidence([_stratum(5, 1, 50, 0)], Terms())
     two = evidence([_stratum(5, 2, 50, 0)], Terms())
 
-    assert verdict(one, Terms()) is VerdictKind.HOLD
-    assert verdict(two, Terms()) is VerdictKind.ABORT
+    assert verdict(one, ALPHA) is VerdictKind.HOLD
+    assert verdict(two, ALPHA) is VerdictKind.ABORT
 
 
 def test_so_they_do_where_nothing_could_be_held_back() -> None:
@@ -106,8 +106,8 @@ def test_so_they_do_where_nothing_could_be_held_back() -> None:
 
     assert one.e_objective == pytest.approx(3.0, abs=0.2)
     assert two.e_objective == pytest.approx(38.0, abs=1.0)
-    assert verdict(one, terms) is VerdictKind.HOLD
-    assert verdict(two, terms) is VerdictKind.ABORT
+    assert verdict(one, ALPHA) is VerdictKind.HOLD
+    assert verdict(two, ALPHA) is VerdictKind.ABORT
 
 
 def test_a_wave_in_which_all_do_well_speaks_for_the_release() -> None:
@@ -116,15 +116,14 @@ def test_a_wave_in_which_all_do_well_speaks_for_the_release() -> None:
     found = evidence(seen, Terms())
 
     assert found.e <= 1.0
-    assert verdict(found, Terms()) is VerdictKind.PROMOTE
+    assert verdict(found, ALPHA) is VerdictKind.PROMOTE
 
 
-def test_a_metric_in_use_of_which_nothing_was_seen_holds_what_the_others_would_promote() -> None:
+def test_a_metric_of_which_nothing_was_seen_is_undecided_where_it_is_in_use() -> None:
     seen = [_stratum(20, 0, 200, 2, compared=20)]
 
     assert undecided(seen, Terms()) == (LATENCY,)
-    assert verdict(evidence(seen, Terms()), Terms()) is VerdictKind.HOLD
-    assert verdict(evidence(seen, ALONE), ALONE) is VerdictKind.PROMOTE
+    assert undecided(seen, ALONE) == ()
 
 
 def test_a_stratum_without_controls_says_nothing_about_controls() -> None:
@@ -140,7 +139,7 @@ def test_a_shock_that_hits_both_arms_alike_holds_and_never_aborts() -> None:
 
     assert found.e < 1.0
     assert found.e_objective > LIMIT
-    assert verdict(found, ALONE) is VerdictKind.HOLD
+    assert verdict(found, ALPHA) is VerdictKind.HOLD
 
 
 def test_a_wave_with_fewer_controls_than_treated_devices_is_judged_by_the_objective() -> None:
@@ -152,7 +151,7 @@ def test_a_wave_with_fewer_controls_than_treated_devices_is_judged_by_the_object
     assert found.metrics[FAILURES].e_pooled == pytest.approx(
         against_controls(before) * against_objective([last], ALONE.failure_objective)
     )
-    assert verdict(found, ALONE) is VerdictKind.ABORT
+    assert verdict(found, ALPHA) is VerdictKind.ABORT
 
 
 def test_bricks_confined_to_one_class_are_found_although_the_fleet_as_a_whole_looks_well() -> None:
@@ -161,7 +160,7 @@ def test_bricks_confined_to_one_class_are_found_although_the_fleet_as_a_whole_lo
 
     found = evidence(harmed, Terms())
 
-    assert verdict(evidence(well, ALONE), ALONE) is VerdictKind.PROMOTE
+    assert verdict(evidence(well, ALONE), ALPHA) is VerdictKind.PROMOTE
     assert found.e >= LIMIT
     assert found.metrics[FAILURES].e_classes["pi5"] > LIMIT > found.metrics[FAILURES].e_classes["nuc"]
 
@@ -213,7 +212,7 @@ def test_disagreement_on_many_devices_stops_a_release_that_fails_nowhere() -> No
 
     found = evidence(seen, Terms())
 
-    assert verdict(found, Terms()) is VerdictKind.ABORT
+    assert verdict(found, ALPHA) is VerdictKind.ABORT
     assert found.metrics[AGREEMENT].e == pytest.approx(against_disagreement(seen, 0.02))
 
 
@@ -254,12 +253,16 @@ def test_stopping_at_one_metrics_share_of_alpha_is_stopping_on_the_mean() -> Non
 
 
 def test_weights_of_the_metrics_in_use_sum_to_one_and_keep_their_proportions() -> None:
-    some = weights_of((LATENCY, FAILURES))
+    some = scaled({**DEFAULT_WEIGHTS, AGREEMENT: 0.0})
 
     assert sum(DEFAULT_WEIGHTS.values()) == pytest.approx(1.0)
     assert sum(some.values()) == pytest.approx(1.0)
     assert some[FAILURES] / some[LATENCY] == pytest.approx(DEFAULT_WEIGHTS[FAILURES] / DEFAULT_WEIGHTS[LATENCY])
-    assert set(weights_of(METRICS)) == set(METRICS)
+    assert set(some) == {FAILURES, LATENCY}
+
+
+def test_where_no_metric_is_in_use_failures_are_what_is_left() -> None:
+    assert scaled(dict.fromkeys(METRICS, 0.0)) == {FAILURES: 1.0}
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,16 @@ from harness.anchor_gates import (
     mann_whitney_p,
     mann_whitney_p_of_counts,
 )
-from muster_controller.core.gate.evidence import FAILURES, LATENCY, Terms, evidence, verdict, weights_of
+from muster_controller.core.gate.evidence import (
+    DEFAULT_WEIGHTS,
+    FAILURES,
+    LATENCY,
+    Terms,
+    evidence,
+    scaled,
+    undecided,
+    verdict,
+)
 from muster_controller.core.gate.strata import Stratum, VerdictKind, latency_bin
 
 CONTROLS = 10
@@ -53,9 +62,12 @@ class Gate(Protocol):
 
 
 def ours(*classes: Seen) -> VerdictKind:
+    """Muster's, under a policy that requires every metric in use."""
     timed = any(seen.after_ms for seen in classes)
-    terms = Terms(weights=weights_of((FAILURES, LATENCY) if timed else (FAILURES,)))
-    return verdict(evidence([_stratum(seen) for seen in classes], terms), terms)
+    terms = Terms(weights=scaled({name: DEFAULT_WEIGHTS[name] for name in (FAILURES, LATENCY)[: 1 + timed]}))
+    found = evidence([_stratum(seen) for seen in classes], terms)
+    said = verdict(found, terms.alpha)
+    return VerdictKind.HOLD if said is VerdictKind.PROMOTE and undecided(found.strata, terms) else said
 
 
 def _stratum(seen: Seen) -> Stratum:

@@ -6,13 +6,13 @@ Whatever is beyond it in OUT.part is cut off when the job goes on, so a kill at 
 nothing. It knows no formats.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from muster_agent.batch.errors import JobInvalid, Moved
+from muster_agent.io import durable
 
 FORMAT = 1
 JOURNAL_BYTES_MAX = 16 * 1024 * 1024
@@ -85,24 +85,7 @@ def read(path: Path) -> Progress | None:
 
 def write(path: Path, progress: Progress) -> None:
     """Make `progress` durable. What it speaks of must be so already."""
-    fresh = path.with_name(path.name + ".new")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    try:
-        os.write(descriptor, msgspec.json.encode(progress))
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    fresh.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    durable.replace(path, msgspec.json.encode(progress))
 
 
 def check(progress: Progress, binding: Binding) -> None:

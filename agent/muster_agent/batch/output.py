@@ -19,6 +19,7 @@ from muster_agent.batch.errors import JobInvalid
 from muster_agent.batch.journal import Binding, Progress
 from muster_agent.batch.mapping import Chunk
 from muster_agent.errors import DiskFull
+from muster_agent.io import durable
 from muster_agent.io.disk import FULL
 
 Spans = tuple[journal.Span, ...]
@@ -131,17 +132,13 @@ class FileOutput:
     def _place(self) -> None:
         fresh = self._out.with_name(self._out.name + ".new")
         if self._encoder.convert(self._part, fresh):
-            descriptor = os.open(fresh, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            durable.sync(fresh)
             fresh.replace(self._out)
-            journal.sync_folder(self._out.parent)
+            durable.sync(self._out.parent)
             self._part.unlink()
         else:
             self._part.replace(self._out)
-            journal.sync_folder(self._out.parent)
+            durable.sync(self._out.parent)
 
     def close(self) -> None:
         """Let the files go."""

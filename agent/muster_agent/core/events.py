@@ -136,9 +136,8 @@ class TimeCame:
     """A wake-up; harmless at any moment."""
 
 
-Event = (
-    AssignmentArrived
-    | ManifestReady
+UpdateEvent = (
+    ManifestReady
     | FilesReady
     | FetchFailed
     | SelfTestDone
@@ -149,10 +148,9 @@ Event = (
     | TrialRefused
     | BeforeMeasured
     | WindowMeasured
-    | ServeFailed
-    | PowerCameBack
-    | TimeCame
 )
+"""What happens to the update of one bundle."""
+Event = AssignmentArrived | UpdateEvent | ServeFailed | PowerCameBack | TimeCame
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ from muster_agent.core.events import (
     TimeCame,
     TrialMeasured,
     TrialRefused,
+    UpdateEvent,
     WakeAt,
     WindowMeasured,
 )
@@ -257,19 +258,7 @@ def _update(
     name: ModelName,
     model: ModelState,
     update: Update,
-    event: (
-        ManifestReady
-        | FilesReady
-        | FetchFailed
-        | SelfTestDone
-        | ClockRead
-        | ConsentGiven
-        | ConsentDeferred
-        | TrialMeasured
-        | TrialRefused
-        | BeforeMeasured
-        | WindowMeasured
-    ),
+    event: UpdateEvent,
     now: float,
 ) -> Result:
     """Let `event` happen to `update`; in a phase that does not wait for it, it changes nothing."""

@@ -17,6 +17,8 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from muster_agent.io import durable
+
 FOLDER = "compiled"
 DIGESTS = "digests.json"
 CONFIGURATIONS_MAX = 3  # Of one release: each holds the whole model once more, and only the chosen one is needed again.
@@ -72,16 +74,8 @@ def seal(folder: Path) -> None:
         if digests == _sealed(folder):
             return
         for name in digests:
-            _sync(folder / name)
-        fresh = folder / f"{DIGESTS}.new"
-        fresh.unlink(missing_ok=True)
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(msgspec.json.encode(digests))
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(folder / DIGESTS)
-        _sync(folder)
+            durable.sync(folder / name)
+        durable.replace(folder / DIGESTS, msgspec.json.encode(digests), 0o600)
     except OSError as error:
         log.warning("compiled_model_not_sealed", folder=str(folder), error=str(error))
 
@@ -132,11 +126,3 @@ def _hash(file: Path) -> str:
         while chunk := stream.read(READ_BYTES):
             running.update(chunk)
     return running.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from muster_agent.errors import DiskFull, StoreError
+from muster_agent.io import durable
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -96,10 +97,11 @@ class OsDisk:
         return self.size(path) is not None
 
     def fsync(self, path: str) -> None:
-        self._fsync(path, os.O_RDONLY)
+        with _translated(path):
+            durable.sync(self.root / path)
 
     def fsync_folder(self, path: str) -> None:
-        self._fsync(path, os.O_RDONLY | os.O_DIRECTORY)
+        self.fsync(path)
 
     def rename(self, source: str, target: str) -> None:
         with _translated(source):
@@ -121,15 +123,7 @@ class OsDisk:
         folder = (self.root / path).parent
         if not folder.is_dir():
             folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-            self._fsync("", os.O_RDONLY | os.O_DIRECTORY)  # Or the folder is gone with all that was synced in it.
-
-    def _fsync(self, path: str, flags: int) -> None:
-        with _translated(path):
-            descriptor = os.open(self.root / path, flags | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            self.fsync_folder("")  # Or the folder is gone with all that was synced in it.
 
 
 @contextmanager

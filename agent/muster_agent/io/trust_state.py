@@ -5,7 +5,6 @@ It verifies nothing and imports nothing of TUF: the agent reads its own state wi
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import msgspec
 
 from muster_agent.core.trust import Target
 from muster_agent.errors import DiskFull, MetadataIncomplete
+from muster_agent.io import durable
 from muster_shared.assignment import Assignment, AssignmentKeys
 from muster_shared.errors import (
     AssignmentForged,
@@ -165,18 +165,11 @@ def save(folder: Path, saved: Saved) -> None:
     with disk():
         folder.mkdir(parents=True, exist_ok=True)
         state, temporary = folder / STATE_FILE, folder / f"{STATE_FILE}.tmp"
-        with temporary.open("wb") as file:
-            file.write(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-            file.flush()
-            os.fsync(file.fileno())
+        durable.write(temporary, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
         if state.exists():
             state.replace(folder / PREVIOUS_FILE)
         temporary.replace(state)
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        durable.sync(folder)
 
 
 @contextmanager

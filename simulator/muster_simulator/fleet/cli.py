@@ -8,19 +8,19 @@
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Sequence
 from typing import cast
 
 from muster_shared.ids import DeviceId
-from muster_simulator.failure import Outcome, failures_of, seeds_of
+from muster_simulator.failure import Outcome, failures_of
 from muster_simulator.faults import FaultsName
 from muster_simulator.fleet.mutants import MUTANTS
 from muster_simulator.fleet.promises import ALL
 from muster_simulator.fleet.scale import DAY_S, Scale
 from muster_simulator.fleet.scenarios import run, run_many
 from muster_simulator.fleet.world import Ran
+from muster_simulator.options import add_options
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -40,17 +40,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m muster_simulator fleet", description="A whole fleet in virtual time, under faults."
     )
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--seeds", type=seeds_of, default=seeds_of("0:4"), help="A range such as 0:20.")
-    what.add_argument("--seed", type=int, help="One seed.")
+    what = add_options(parser, seeds="0:4", mutants=MUTANTS)
     what.add_argument("--promises", action="store_true", help="Print what must hold, in both worlds.")
     parser.add_argument("--devices", type=int, default=1000)
     parser.add_argument("--days", type=float, default=10.0, help="Virtual days.")
-    parser.add_argument("--faults", choices=("all", "none"), default="all")
-    parser.add_argument("--mutant", choices=sorted(MUTANTS), help="Run a broken variant; exit 0 when it is caught.")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
-    parser.add_argument("--trace", action="store_true", help="With --seed: print the whole history.")
     parser.add_argument("--watch", nargs="*", default=[], help="With --trace: devices of which every step is printed.")
     return parser
 

@@ -17,7 +17,7 @@ arms aborts a rollout that has controls no more often than alpha allows; F2 on a
 Pure: from (strata, terms) alone, and both are stored with each verdict.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from muster_controller.core.gate.agreement import against_disagreement
@@ -34,10 +34,10 @@ LATENCY_TOLERANCE_END = 0.28  # e^0.25: differences are clipped there, so nothin
 HOLD = 3.0  # From here on nothing is promoted: E = 3 would be odds of 3 to 1 for a bettor against the release.
 
 
-def weights_of(metrics: Collection[str]) -> Mapping[str, float]:
-    """Return the default weights of the metrics in use, scaled to sum to 1."""
-    total = sum(DEFAULT_WEIGHTS[name] for name in metrics)
-    return {name: DEFAULT_WEIGHTS[name] / total for name in METRICS if name in metrics}
+def scaled(weights: Mapping[str, float]) -> Mapping[str, float]:
+    """Return the weights above 0, of the metrics in use, scaled to sum to 1; all on failures where none is in use."""
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items() if weight} if total else {FAILURES: 1.0}
 
 
 @dataclass(frozen=True)
@@ -151,16 +151,15 @@ def undecided(strata: Sequence[Stratum], terms: Terms) -> tuple[str, ...]:
     return tuple(name for name in METRICS if name in terms.weights and not seen[name])
 
 
-def verdict(found: Evidence, terms: Terms) -> VerdictKind:
-    """Return what the evidence says: a metric in use of which nothing has been seen holds.
+def verdict(found: Evidence, alpha: float) -> VerdictKind:
+    """Return what the evidence says.
 
-    Whether all have reported, and enough devices have, is for the rollout and its policy to say.
+    Whether all have reported, enough devices have, and something was seen of every metric that is wanted (`undecided`)
+    is for the rollout and its policy to say.
     """
-    if found.e >= 1 / terms.alpha:
+    if found.e >= 1 / alpha:
         return VerdictKind.ABORT
-    if found.hold_e >= HOLD or undecided(found.strata, terms):
-        return VerdictKind.HOLD
-    return VerdictKind.PROMOTE
+    return VerdictKind.HOLD if found.hold_e >= HOLD else VerdictKind.PROMOTE
 
 
 def _metric(

@@ -8,7 +8,7 @@ It is the only mutable thing of the core, and lives no longer than one call of `
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from muster_controller.core.gate.evidence import Evidence, Terms, evidence
+from muster_controller.core.gate.evidence import AGREEMENT, FAILURES, LATENCY, Evidence, Terms, evidence, scaled
 from muster_controller.core.gate.strata import Stratum, VerdictKind, latency_bin
 from muster_controller.core.rollout.events import Advanced, Assign, Changes, Effect, Plot, SetBaseline
 from muster_controller.core.rollout.state import (
@@ -257,20 +257,17 @@ def terms(rollout: Rollout) -> Terms:
     policy = rollout.policy
     has_controls = rollout.previous is not None and policy.controls_per_device > 0
     in_use = {
-        "failures": policy.weights.failures,
-        "latency": policy.weights.latency if has_controls else 0.0,
-        "agreement": policy.weights.agreement if policy.trial is not None else 0.0,
+        FAILURES: policy.weights.failures,
+        LATENCY: policy.weights.latency if has_controls else 0.0,
+        AGREEMENT: policy.weights.agreement if policy.trial is not None else 0.0,
     }
-    total = sum(in_use.values())
-    # A policy of latency alone, and no controls to set it against: failures are what is left.
-    weights = {name: weight / total for name, weight in in_use.items() if weight} if total else {"failures": 1.0}
     return Terms(
         alpha=policy.alpha,
         failure_objective=policy.failure_objective,
         tolerance=policy.tolerance,
         latency_tolerance=policy.latency_tolerance,
         disagreement_objective=policy.disagreement_objective,
-        weights=weights,
+        weights=scaled(in_use),  # Of latency alone, with no controls to set it against, failures are left.
         has_controls=has_controls,
     )
 

@@ -22,7 +22,7 @@ from typing import assert_never
 
 from immutables import Map
 
-from muster_controller.core.gate.evidence import HOLD, undecided
+from muster_controller.core.gate.evidence import HOLD, undecided, verdict
 from muster_controller.core.gate.strata import VerdictKind
 from muster_controller.core.policy import Policy
 from muster_controller.core.rollout import orders, recall, reports, waves
@@ -191,7 +191,8 @@ def _judge(draft: Draft) -> None:
     if reason is None and not draft.is_counted_anew:
         return
     found = draft.weigh()
-    if reason is None and found.e >= 1 / rollout.policy.alpha:
+    said = verdict(found, rollout.policy.alpha)
+    if reason is None and said is VerdictKind.ABORT:
         treated, bad = sums(draft.strata)
         named = ", ".join(f"{name} {each.e:.1f}" for name, each in sorted(found.metrics.items()) if each.e >= HOLD)
         reason = f"{bad} of {treated} devices did badly: E = {found.e:.1f} against {1 / rollout.policy.alpha:g}"
@@ -199,7 +200,7 @@ def _judge(draft: Draft) -> None:
     if reason is not None:
         draft.say(VerdictKind.ABORT, reason, found)
         recall.abort(draft, reason)
-    elif found.hold_e >= HOLD and not (rollout.verdicts and rollout.verdicts[-1].kind is VerdictKind.HOLD):
+    elif said is VerdictKind.HOLD and not (rollout.verdicts and rollout.verdicts[-1].kind is VerdictKind.HOLD):
         draft.say(VerdictKind.HOLD, f"E = {found.hold_e:.1f}: while it is so, no wave is promoted", found)
 
 
@@ -317,7 +318,7 @@ def _passes(draft: Draft) -> bool:
     found = draft.weigh()
     unseen = undecided(found.strata, terms(rollout))
     if rollout.confirmed_wave < rollout.wave:
-        if found.hold_e >= HOLD:
+        if verdict(found, rollout.policy.alpha) is not VerdictKind.PROMOTE:
             _undecided(draft, f"undecided: E = {found.hold_e:.1f}")
             return False
         required = rollout.policy.success_required

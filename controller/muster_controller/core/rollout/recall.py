@@ -21,6 +21,7 @@ from muster_controller.core.rollout.state import (
     home,
     is_in_flight,
 )
+from muster_controller.core.rollout.telling import put_back
 from muster_controller.core.rollout.waves import runs
 from muster_shared.ids import DeviceId, RolloutId
 from muster_shared.messages import ReleaseRef
@@ -152,7 +153,7 @@ def _let_go(draft: Draft) -> None:
     for device in draft.rollout.queue:
         member = draft.member(device)
         assert member is not None
-        draft.put(replace(member, wave=None, controls=()))
+        put_back(draft, member)
     for control in draft.controls(lambda control: control.outcome is Outcome.PENDING):
         draft.drop_control(control)
 
