@@ -166,8 +166,8 @@ class Mender:
         desired = engine.ledger.desired(device)
         wanted = desired.models.get(model)
         running = engine.ledger.rollouts(running=True)
-        if wanted is None or any(rollout.model == model and has_say(rollout, device) for rollout in running):
-            return  # A rollout that is at work on it hears of it by the outcome.
+        if wanted is None or any(rollout.model == model and _is_at_work(rollout, device) for rollout in running):
+            return  # It hears of it by the outcome.
         source = engine.ledger.rollout(wanted.rollout)
         if source is not None and is_withdrawn(source, device, wanted.assignment.release):
             return  # What was aborted is given to nobody again: whatever serves instead is the better place.
@@ -203,6 +203,14 @@ def has_say(rollout: Rollout, device: DeviceId) -> bool:
     """Return whether a running rollout decides what `device` runs of its model."""
     member = rollout.members.get(device)
     return member is not None and member.outcome is not Outcome.LEFT and not member.is_taken
+
+
+def _is_at_work(rollout: Rollout, device: DeviceId) -> bool:
+    """Return whether `rollout` has told `device` something of which it has not heard that it went well."""
+    member = rollout.members.get(device)
+    return (
+        member is not None and has_say(rollout, device) and member.is_touched and member.outcome is not Outcome.GOOD
+    )
 
 
 def aim(engine: Engine, device: Device, model: ModelName) -> Baseline | None:

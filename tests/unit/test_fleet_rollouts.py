@@ -225,6 +225,20 @@ def test_a_device_whose_files_rotted_is_told_again_and_tries_again(stage: Stage)
     assert watches[1].attempt == watches[0].attempt + 1
 
 
+def test_a_device_that_a_rollout_has_not_told_yet_is_told_again_when_its_files_rot(stage: Stage) -> None:
+    names = _fleet(stage, 3)
+    stage.finish(1, *names)
+    running = stage.roll_out(2, replace_policy(waves=(1, 100), controls_per_device=0))
+    waiting = next(name for name in names if not _now(stage, running).members[DeviceId(name)].is_touched)
+    before = stage.ledger.desired(DeviceId(waiting)).counter
+    fault = Event(id=EventId("rot"), device=DeviceId(waiting), at=1.0, body=FaultSeen(model=MODEL, detail="damaged"))
+
+    stage.hear(waiting, Channel.EVENT, fault)
+
+    assert _wanted(stage, waiting) == 1
+    assert stage.ledger.desired(DeviceId(waiting)).counter == before + 1
+
+
 def test_files_of_an_aborted_release_that_rotted_are_not_given_again(stage: Stage) -> None:
     _fleet(stage, 2)
     first = stage.roll_out(1, ALL)
