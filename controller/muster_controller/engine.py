@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import structlog
 
+from muster_controller.acting import acting
 from muster_controller.core.rollout import machine
 from muster_controller.core.rollout.events import Assign, DeviceFacts, Event, Plot, SetBaseline
 from muster_controller.core.rollout.state import Rollout
@@ -99,11 +100,11 @@ class Engine:
             self._rearranged()
         elif after.wave > rollout.wave:
             self.note("wave_started", after.id, f"wave {after.wave + 1} of {len(after.waves)}")
-        self.assign([effect for effect in result.effects if isinstance(effect, Assign)], after.id)
+        assigned: list[Assign] = []
         for effect in result.effects:
             match effect:
                 case Assign():
-                    pass
+                    assigned.append(effect)  # All at once: they are signed together.
                 case SetBaseline(release):
                     selector = str(parse(after.policy.selector))  # `a,b` and `b,a` are one group.
                     self.ledger.save_baseline(Baseline(release, after.id, selector, self.clock()))
@@ -111,6 +112,7 @@ class Engine:
                     self._rearranged()
                 case Plot():
                     self.ledger.save_point(after.id, effect)
+        self.assign(assigned, after.id)
         return after
 
     def tell(self, rollout: RolloutId, event: Event) -> None:
@@ -148,13 +150,15 @@ class Engine:
         ]
         envelopes = self.registry.sign_assignments(assignments) if assignments else ()
         for desired, said, envelope in zip(wanted, assignments, envelopes, strict=True):
-            after = replace(desired, counter=said.counter, issued_at=now, expires_at=said.expires_at, envelope=envelope)
+            after = Desired(desired.device, said.counter, said.expires_at, desired.models, envelope, now)
             self.ledger.save_desired(after)
             self._told(after)
             self.send(DeviceTopic(after.device, Channel.ASSIGNMENT), envelope, retain=True)
         self.assignments += len(assignments)
 
-    def note(self, what: str, subject: str, detail: str, actor: str = "controller") -> None:
+    def note(self, what: str, subject: str, detail: str, reporter: str | None = None) -> None:
+        """Write a line of history: `reporter` said so; None: whoever is `acting` did it."""
+        actor = reporter or acting().actor
         log.info(what, subject=subject, detail=detail, actor=actor)
         self.ledger.note(Note(self.clock(), what, subject, detail, actor))
 

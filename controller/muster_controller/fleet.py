@@ -7,13 +7,16 @@
 Ports only, so the simulator runs this very class. Single-threaded: whoever owns it calls it from one thread.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import log as ln
 from random import Random
 
 import structlog
 
+from muster_controller.acting import CONTROLLER, act_as, acting
 from muster_controller.core.policy import Policy, check, satisfiable, with_declared_latency
 from muster_controller.core.rollout import machine
 from muster_controller.core.rollout.events import (
@@ -57,6 +60,7 @@ from muster_shared.topics import Channel, ControllerTopic, DeviceTopic, Topic, T
 log = structlog.get_logger()
 
 TICK_S = 0.25
+CROWD = 500  # Devices told in one turn, from which on everything that can wait does until the next.
 TRUST_EVERY_S = 300.0
 ANNOUNCE_S = 60.0  # By then, after a new session, every device that is there has said so.
 LATENCY_RATIO_MAX = 1e3  # Beyond this a device measured nonsense; the gate clips far below it.
@@ -167,14 +171,16 @@ class Fleet:
         self._ticked_at = now
         if is_set_back and self._connected_at is not None:
             self._connected_at = now  # Or who has answered by the other clock would be taken for silent by this one.
+        said = self._engine.assignments
         try:
-            with self._engine.transaction():
+            with act_as(CONTROLLER), self._engine.transaction():  # Whoever made it tick decides none of this.
                 for rollout in self._ledger.rollouts(running=True):
                     # A look is never further away than LOOK_S, unless the clock was set back while we were not there.
                     if is_set_back or now >= rollout.due_at or rollout.due_at > now + machine.LOOK_S:
                         self._engine.advance(rollout, Tick(self._engine.facts(rollout)))
                 self._miss_silent(now)
-                if not self.is_due():  # A call-back that goes on comes first.
+                # A call-back that goes on comes first, and a crowd that was just told is not kept waiting for the rest.
+                if not self.is_due() and self._engine.assignments - said < CROWD:
                     self._mender.turn(self._engine)
         except BaseException:
             self.moved()
@@ -184,10 +190,19 @@ class Fleet:
         if now >= self._trust_at + TRUST_EVERY_S or now < self._trust_at:
             self.publish_trust()
 
-    def note(self, what: str, subject: str, detail: str, actor: str) -> None:
-        """Write a line into the fleet's history."""
+    def sign_anew(self) -> None:
+        """Sign what every device should run again, with a higher counter: the assignment key is another.
+
+        What the old key signed, devices that follow the new one refuse.
+        """
         with self._engine.transaction():
-            self._engine.note(what, subject, detail, actor)
+            self._engine.issue([desired for desired in self._ledger.all_desired() if desired.envelope])
+        self._engine.publish()
+
+    def note(self, what: str, subject: str, detail: str, actor: str | None = None) -> None:
+        """Write a line into the fleet's history: of what `actor` did, or (None) whoever is `acting`."""
+        with _done_by(actor or acting().actor), self._engine.transaction():
+            self._engine.note(what, subject, detail)
 
     def is_due(self) -> bool:
         """Return whether a rollout waits for `tick`: a wave has ended, or there is more to tell than one turn did."""
@@ -231,13 +246,13 @@ class Fleet:
         """
         check(policy)
         release = self._release(model, version)
-        with self._engine.transaction():
+        with _done_by(actor), self._engine.transaction():
             devices = self._eligible(release, policy.selector)
             if not devices:
                 raise Conflict(f"no known device that the selector names can run {model} {version}")
             if all(_wants(self._ledger.desired(device.id), release) for device in devices):
                 raise Conflict(f"{model} {version} is what the fleet runs already, as far as the selector names it")
-            satisfiable(policy, len(devices), _classes(devices))
+            satisfiable(policy, len(devices), Counter(device_class(device) for device in devices))
             rivals = self._rivals(model, devices, policy.priority)
             previous = self.previous(release, devices)
             policy, said = self.declared(policy, release, previous)
@@ -259,9 +274,10 @@ class Fleet:
             PolicyInvalid, NotFound, Conflict: as `create_rollout`.
         """
         if policy is not None:
-            return self.create_rollout(model, version, policy, actor)
+            with _done_by(actor, reason):
+                return self.create_rollout(model, version, policy, actor)
         release = self._release(model, version)
-        with self._engine.transaction():
+        with _done_by(actor, reason), self._engine.transaction():
             devices = self._eligible(release, "")
             if not devices:
                 raise Conflict(f"no known device can run {model} {version}")
@@ -274,7 +290,7 @@ class Fleet:
 
     def order(self, rollout_id: RolloutId, order: Order, actor: str, reason: str, seconds: float = 0.0) -> Rollout:
         """Do what an operator orders. Raises NotFound, OrderRefused, Conflict."""
-        with self._engine.transaction():
+        with _done_by(actor, reason), self._engine.transaction():
             rollout = self._ledger.rollout(rollout_id)
             if rollout is None:
                 raise NotFound("rollout", rollout_id)
@@ -282,7 +298,7 @@ class Fleet:
                 self._check_roll_back(rollout)
             rollout = self._engine.advance(rollout, Ordered(order, actor, reason, seconds))
             said = reason if order is not Order.EXTEND else f"by {seconds:g} s: {reason}"
-            self._engine.note(f"rollout_{order.value}", rollout_id, said, actor)
+            self._engine.note(f"rollout_{order.value}", rollout_id, said)
         self._engine.publish()
         return rollout
 
@@ -328,7 +344,7 @@ class Fleet:
         )
         self._ledger.save_rollout(rollout, None, machine.everything(rollout))
         detail = f"{release.model} {release.version} to {len(devices)} devices" + (f": {reason}" if reason else "")
-        self._engine.note(f"{word}_created", rollout.id, detail, actor)
+        self._engine.note(f"{word}_created", rollout.id, detail)
         return rollout
 
     def _rivals(self, model: ModelName, devices: Sequence[Device], priority: int) -> list[Rollout]:
@@ -356,7 +372,7 @@ class Fleet:
             why = f"rollout {rollout.id} of priority {rollout.policy.priority} took it over"
             for device in shared:
                 rival = self._engine.advance(rival, DeviceLeft(device, why, is_taken=True))
-            self._engine.note("devices_taken_over", rival.id, f"{len(shared)} by {rollout.id}", rollout.created_by)
+            self._engine.note("devices_taken_over", rival.id, f"{len(shared)} by {rollout.id}")
 
     def _eligible(self, release: ReleaseRef, selector: str) -> list[Device]:
         manifest = self._registry.manifest(release.bundle_sha256)
@@ -517,6 +533,14 @@ class Fleet:
         )
 
 
+@contextmanager
+def _done_by(actor: str, reason: str = "") -> Iterator[None]:
+    """Everything inside is done by `actor`, in the request that this is part of."""
+    here = acting()
+    with act_as(replace(here, actor=actor, reason=reason or here.reason)):
+        yield
+
+
 def latency_change(window: WindowReport) -> float | None:
     """Return log(p95 after / p95 before), finite; None where either is unknown."""
     before, after = window.latency_ms_p95_before, window.latency_ms_p95
@@ -534,11 +558,3 @@ def _seen_by_selectors(twin: Twin) -> tuple[object, ...]:
 def _wants(desired: Desired, release: ReleaseRef) -> bool:
     current = desired.models.get(release.model)
     return current is not None and current.assignment.release.bundle_sha256 == release.bundle_sha256
-
-
-def _classes(devices: Sequence[Device]) -> Mapping[str, int]:
-    found: dict[str, int] = {}
-    for device in devices:
-        name = device_class(device)
-        found[name] = found.get(name, 0) + 1
-    return found

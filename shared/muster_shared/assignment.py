@@ -16,6 +16,7 @@ from muster_shared import ids
 from muster_shared.errors import AssignmentForged, WireError
 from muster_shared.ids import DeviceId, FleetId, RolloutId
 from muster_shared.messages import MESSAGE_BYTES_MAX, ReleaseRef
+from muster_shared.undecodable import UNDECODABLE, reason
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Key, Signer
@@ -25,6 +26,7 @@ KEYS_TARGET = "keys/assignment.json"
 KEYS_ROLE = "assignment-keys"
 """The trust topic on which the bytes of `KEYS_TARGET` travel."""
 MODELS_MAX = 64
+COUNTER_MAX = (1 << 53) - 1  # What every reader of JSON and every database holds.
 LIFETIME_S = 30 * 86400.0  # A device that was away for a month still obeys what waits for it.
 
 
@@ -115,13 +117,31 @@ class AssignmentKeys(msgspec.Struct, frozen=True, kw_only=True):
     keys: dict[str, dict[str, object]]
 
 
+class _Signature(msgspec.Struct, frozen=True):
+    keyid: str
+    sig: bytes
+
+
+class _Signed(msgspec.Struct, frozen=True, rename="camel"):
+    """A DSSE envelope as it is written; bytes become base64."""
+
+    payload: bytes
+    payload_type: str
+    signatures: tuple[_Signature, ...]
+
+
+_encode = msgspec.json.Encoder().encode
+
+
 def sign(assignment: Assignment, signer: "Signer") -> bytes:
     """Return the envelope of `assignment`, as it is published."""
     from securesystemslib.dsse import Envelope
 
-    envelope = Envelope(msgspec.json.encode(assignment), PAYLOAD_TYPE, {})
-    envelope.sign(signer)
-    return json.dumps(envelope.to_dict(), separators=(",", ":")).encode()
+    payload = _encode(assignment)
+    signature = Envelope(payload, PAYLOAD_TYPE, {}).sign(signer)
+    # As `Envelope.to_dict` and `json.dumps` would say it, in a tenth of their time: a fleet is called back at once.
+    stated = _Signature(keyid=signature.keyid, sig=bytes.fromhex(signature.signature))
+    return _encode(_Signed(payload=payload, payload_type=PAYLOAD_TYPE, signatures=(stated,)))
 
 
 def open_signed(raw: bytes, keys: AssignmentKeys) -> Assignment:
@@ -144,9 +164,9 @@ def open_signed(raw: bytes, keys: AssignmentKeys) -> Assignment:
             raise WireError("not an assignment envelope: the document is not an object")
         envelope = Envelope.from_dict(document)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, FormatError) as error:
-        raise WireError(f"not an assignment envelope: {error}") from error
+        raise WireError(f"not an assignment envelope: {reason(error)}") from error
     if envelope.payload_type != PAYLOAD_TYPE:
-        raise WireError(f"an envelope of {envelope.payload_type[:80]!r}, not of an assignment")
+        raise WireError(f"an envelope of {str(envelope.payload_type)[:80]!r}, not of an assignment")
     try:
         trusted: list[Key] = [SSlibKey.from_dict(keyid, dict(key)) for keyid, key in keys.keys.items()]
         envelope.verify(trusted, 1)
@@ -159,12 +179,16 @@ def parse(payload: bytes) -> Assignment:
     """Return the assignment in `payload`, checked. Raises WireError."""
     try:
         assignment = msgspec.json.decode(payload, type=Assignment)
-    except msgspec.MsgspecError as error:
-        raise WireError(f"not an assignment: {error}") from error
+    except UNDECODABLE as error:
+        raise WireError(f"not an assignment: {reason(error)}") from error
     ids.name(assignment.device, "device")
     ids.name(assignment.fleet, "fleet")
-    if assignment.counter < 1 or len(assignment.models) > MODELS_MAX:
-        raise WireError(f"an assignment has a counter from 1 and at most {MODELS_MAX} models")
+    if not 1 <= assignment.counter <= COUNTER_MAX or len(assignment.models) > MODELS_MAX:
+        raise WireError(f"an assignment has a counter from 1 to {COUNTER_MAX} and at most {MODELS_MAX} models")
+    try:
+        msgspec.msgpack.encode(assignment)  # As it goes on, from the process that verifies to the one that obeys.
+    except OverflowError as error:
+        raise WireError("an assignment with a number beyond 64 bits") from error
     names = [model.release.model for model in assignment.models]
     if len(set(names)) != len(names):
         raise WireError("an assignment names one model twice")
@@ -179,8 +203,8 @@ def parse_keys(raw: bytes) -> AssignmentKeys:
     """Return the keys in the bytes of `KEYS_TARGET`. Raises WireError."""
     try:
         return msgspec.json.decode(raw, type=AssignmentKeys)
-    except msgspec.MsgspecError as error:
-        raise WireError(f"{KEYS_TARGET}: {error}") from error
+    except UNDECODABLE as error:
+        raise WireError(f"{KEYS_TARGET}: {reason(error)}") from error
 
 
 def encode_keys(keys: AssignmentKeys) -> bytes:

@@ -458,3 +458,18 @@ def _certificate_files(folder: Path) -> tuple[Path, Path, Path]:
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return cert_path, cert_path, key_path
+
+
+def test_a_burst_that_came_at_once_is_heard_to_its_end_though_nothing_follows(serve: Serve, open_link: Open) -> None:
+    burst = b"".join(publish_packet(b"t", b"%d" % number, number + 1) for number in range(1000))
+
+    def speak(sock: socket.socket, _connect: bytes) -> None:
+        sock.sendall(CONNACK_V311 + burst)
+        sock.recv(1)  # Until the link hangs up.
+
+    server = serve(speak)
+    link, items = open_link(at(server.port))
+    link.start()
+
+    wait_until(lambda: sum(isinstance(item, Received) for item in items) == 1000, "all of the burst")
+    assert [item.payload for item in items if isinstance(item, Received)] == [b"%d" % number for number in range(1000)]

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -33,6 +34,7 @@ from muster_shared import topics
 from muster_shared.errors import WireError
 from muster_shared.ids import EventId
 from muster_shared.link import AckToken, Connected, Delivered, Disconnected, LinkItem, PublishRefused, Received
+from muster_shared.undecodable import UNDECODABLE
 
 INBOX_MAX = 10_000  # Items; brokers hold back at a few hundred unacknowledged messages, far below this.
 BATCH_MAX = 500  # Messages a commit.
@@ -134,9 +136,11 @@ class FleetThread:
             LedgerUnavailable: the database is away.
         """
         results: list[T] = []
+        context = copy_context()  # Who acts, for what reason and in which request, for notes and logs.
 
         def attempt(fleet: Fleet) -> None:
-            results[:] = [run(fleet)]  # What an attempt that did not come through has returned is forgotten.
+            # What an attempt that did not come through has returned is forgotten.
+            results[:] = [context.copy().run(run, fleet)]
 
         command = _Command(attempt)
         if self._stopping.is_set():
@@ -235,7 +239,7 @@ class FleetThread:
         for item in received:
             match self._parse(item.topic):
                 case topics.DeviceTopic(_, topics.Channel.EVENT):
-                    with suppress(msgspec.MsgspecError):
+                    with suppress(*UNDECODABLE):  # `decode` will say what it is.
                         found.append(msgspec.json.decode(item.payload, type=_Named).id)
                 case _:
                     pass

@@ -98,11 +98,13 @@ class LinkWire:
             self.counters.dropped += 1  # While away nothing piles up: `connected` says everything again.
             return
         try:
-            with self._lock:  # Or the answer could overtake the note of the question.
-                mid = link.publish(topics.build(self._fleet, topic), payload, qos=1 if qos else 0, retain=retain)
-                if is_chunk:
+            if is_chunk:
+                with self._lock:  # Or the answer could overtake the note of the question.
+                    mid = link.publish(topics.build(self._fleet, topic), payload, qos=1 if qos else 0, retain=retain)
                     self._chunks[mid] = len(payload)
                     self._chunk_bytes += len(payload)
+            else:
+                link.publish(topics.build(self._fleet, topic), payload, qos=1 if qos else 0, retain=retain)
             self.counters.published += 1
         except (OutboundQueueFull, LinkStopped):
             self.counters.dropped += 1

@@ -1,6 +1,7 @@
 """The controller's TUF repository on disk: what the operator signed, made current by the two online keys.
 
     <data>/keys/    snapshot, timestamp, assignment            (.pem, .pub)
+                    next/  the same three, until the operator's metadata names them: they take their place then
     <data>/trust/   N.root.json  N.targets.json  N.release-<model>.json  <sha256>.assignment-keys.json
                     N.snapshot.json  timestamp.json  incoming/
 
@@ -12,11 +13,9 @@ A controller holds no key that could sign a model: everything offline is verifie
 device verifies it again.
 """
 
-import os
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -51,17 +50,20 @@ from muster_controller.registry.metadata import (
     require_message,
     require_signatures,
 )
+from muster_controller.registry.signing import sign_all
 from muster_shared import assignment as assignments
 from muster_shared.assignment import KEYS_ROLE, KEYS_TARGET, Assignment
 from muster_shared.bundle import parse_manifest
 from muster_shared.errors import WireError
 from muster_shared.messages import TrustFiles
 
-SIGN_TOGETHER = 256  # From here on threads are worth their start.
 KEYS_FOLDER = "keys"
+NEXT_FOLDER = "next"
 TRUST_FOLDER = "trust"
 TIMESTAMP_FILE = "timestamp.json"
 ROOTS_MAX = 64  # What fits into the root message; at one ceremony a year nobody gets there.
+
+ONLINE_ROLES = (Role.SNAPSHOT, Role.TIMESTAMP, Role.ASSIGNMENT)
 
 _INCOMING = "incoming"
 
@@ -96,16 +98,24 @@ class _State:
 
 def create_online_keys(data: Path, passphrase: Passphrase = passphrase_from_environment) -> OnlinePublicKeys:
     """Return the public halves of the controller's keys, which are made if they are not there."""
-    folder = data / KEYS_FOLDER
-    for role in (Role.SNAPSHOT, Role.TIMESTAMP, Role.ASSIGNMENT):
+    return _create_online_keys(data / KEYS_FOLDER, passphrase)
+
+
+def create_next_online_keys(data: Path, passphrase: Passphrase = passphrase_from_environment) -> OnlinePublicKeys:
+    """Return the keys that will take the place of the controller's, made once, while it goes on with those it has.
+
+    They do so by themselves in the moment in which `TufRepository.accept_offline` takes metadata that names them.
+    """
+    return _create_online_keys(data / KEYS_FOLDER / NEXT_FOLDER, passphrase)
+
+
+def _create_online_keys(folder: Path, passphrase: Passphrase) -> OnlinePublicKeys:
+    for role in ONLINE_ROLES:
         path = folder / f"{role.value}.pem"
         if not path.is_file():
             path.with_suffix(".pub").unlink(missing_ok=True)  # Of a key that is lost.
             create_key(folder, role.value, passphrase(path))
-    snapshot, timestamp, signing = (
-        load_key(folder / f"{role.value}.pem", passphrase).public
-        for role in (Role.SNAPSHOT, Role.TIMESTAMP, Role.ASSIGNMENT)
-    )
+    snapshot, timestamp, signing = (load_key(folder / f"{role.value}.pem", passphrase).public for role in ONLINE_ROLES)
     return OnlinePublicKeys(snapshot, timestamp, signing)
 
 
@@ -125,6 +135,7 @@ class TufRepository:
         durable.make_folder(self._folder)
         self._finish_commit()
         self._state = self._load()
+        self._promote()
 
     @property
     def is_ready(self) -> bool:
@@ -133,12 +144,26 @@ class TufRepository:
 
     # -- what the operator brings ------------------------------------------------------------------------------------
 
-    def accept_offline(self, root: bytes, targets: bytes, keys: bytes, now: datetime) -> bool:
+    def accept_offline(
+        self,
+        root: bytes,
+        targets: bytes,
+        keys: bytes,
+        now: datetime,
+        *,
+        between: Sequence[bytes] = (),
+        releases: Mapping[str, bytes] | None = None,
+    ) -> bool:
         """Take root, targets and the bytes of `keys/assignment.json`; return whether anything is new.
 
         The first root is trusted as it comes (whoever initialises the controller says which); after it, root N+1 needs
         the thresholds of N and of itself. All of it becomes current at once, or none of it.
 
+        Args:
+            between: The roots between the current one and `root`, ascending; those that are here are passed over. They
+                may have run out: only the last has to hold.
+            releases: By role, the same releases signed with other keys. Used where what is current would no longer
+                verify under `targets`, and passed over elsewhere.
         Raises:
             ThresholdNotMet: root, targets, or (under new delegations) a release that is current.
             VersionConflict: not the next root, or targets that do not follow the current ones.
@@ -150,20 +175,23 @@ class TufRepository:
             state = self._state
             new_root = parse(Root, root, Root.type)
             new_targets = parse(Targets, targets, Targets.type)
-            self._check_root(new_root, root, now)
-            self._check_targets(new_root.signed, new_targets, targets, keys, now)
+            chain = self._check_roots((*between, root), now)
+            again = self._check_targets(new_root.signed, new_targets, targets, keys, releases or {}, now)
             if state is not None and (root, targets, keys) == (state.roots[-1], state.targets_data, state.keys):
                 return False
-            roots = (root,) if state is None else (*state.roots, *(() if root == state.roots[-1] else (root,)))
-            _require_roots(roots)
+            _require_roots((*(() if state is None else state.roots), *chain.values()))
 
             files = {
-                f"{new_root.signed.version}.root.json": root,
+                **{f"{version}.root.json": data for version, data in chain.items()},
                 f"{new_targets.signed.version}.targets.json": targets,
                 _keys_file(new_targets.signed): keys,
             }
             meta = {"targets.json": MetaFile.from_data(new_targets.signed.version, targets, ["sha256"])}
+            for role, (version, data) in again.items():
+                files[f"{version}.{role}.json"] = data
+                meta[f"{role}.json"] = MetaFile.from_data(version, data, ["sha256"])
             self._commit(files, meta, new_root.signed, now)
+            self._promote()
             return True
 
     def accept_release(self, role: str, metadata: bytes, manifest: bytes | None, now: datetime) -> bool:
@@ -217,22 +245,15 @@ class TufRepository:
 
     def sign_assignment(self, assignment: Assignment) -> bytes:
         """Return the envelope of `assignment`, as it is published. Raises KeyMissing, KeyUnreadable."""
-        return assignments.sign(assignment, self._signer(Role.ASSIGNMENT))
+        return assignments.sign(assignment, self._assignment_signer())
 
     def sign_assignments(self, documents: Sequence[Assignment]) -> list[bytes]:
-        """Return the envelopes of `documents`, in order: on all processors, since signing holds no lock.
+        """Return the envelopes of `documents`, in order: on all processors.
 
         Raises:
             KeyMissing, KeyUnreadable
         """
-        signer = self._signer(Role.ASSIGNMENT)
-        if len(documents) < SIGN_TOGETHER:
-            return [assignments.sign(document, signer) for document in documents]
-        size = -(-len(documents) // (os.cpu_count() or 1))
-        parts = [documents[start : start + size] for start in range(0, len(documents), size)]
-        with ThreadPoolExecutor(len(parts)) as pool:
-            signed = pool.map(lambda part: [assignments.sign(document, signer) for document in part], parts)
-            return [envelope for part in signed for envelope in part]
+        return sign_all(documents, self._assignment_signer())
 
     # -- what is current ---------------------------------------------------------------------------------------------
 
@@ -274,6 +295,10 @@ class TufRepository:
         """Return every release role that is delegated, with releases or without."""
         return tuple(_delegated(self._ready().targets.signed))
 
+    def assignment_keys(self) -> frozenset[str]:
+        """Return the ids of the keys whose assignments devices accept; none before the operator's metadata is here."""
+        return frozenset() if self._state is None else frozenset(assignments.parse_keys(self._state.keys).keys)
+
     def bootstrap_root(self) -> bytes:
         """Return the oldest root that is here: what a device is provisioned with."""
         return self._ready().roots[0]
@@ -293,26 +318,51 @@ class TufRepository:
 
     # -- judging -----------------------------------------------------------------------------------------------------
 
-    def _check_root(self, offered: Metadata[Root], data: bytes, now: datetime) -> None:
+    def _check_roots(self, offered: Sequence[bytes], now: datetime) -> dict[int, bytes]:
+        """Return the roots that are new, by version: each signed as the one before it and as itself demand."""
         state = self._state
-        if state is not None and data != state.roots[-1]:
-            current = state.root.signed
-            if offered.signed.version != current.version + 1:
-                raise VersionConflict(Root.type, current.version, offered.signed.version)
-            require_signatures(current, Root.type, offered)
+        chain: dict[int, bytes] = {}
+        current = state.root.signed if state is not None else None
+        last = state.root if state is not None else None
+        for data in offered:
+            if state is not None and data in state.roots and data != offered[-1]:
+                continue
+            metadata = parse(Root, data, Root.type)
+            if state is None or data != state.roots[-1]:
+                if current is not None:
+                    if metadata.signed.version != current.version + 1:
+                        raise VersionConflict(Root.type, current.version, metadata.signed.version)
+                    require_signatures(current, Root.type, metadata)
+                require_signatures(metadata.signed, Root.type, metadata)
+                chain[metadata.signed.version] = data
+            current, last = metadata.signed, metadata
+        if last is None:
+            raise AssertionError("at least one root is offered")
+        self._check_root(last, now)
+        return chain
+
+    def _check_root(self, offered: Metadata[Root], now: datetime) -> None:
         require_signatures(offered.signed, Root.type, offered)
         require_fresh(Root.type, offered, now)
         if not offered.signed.consistent_snapshot:
             raise MetadataRefused(Root.type, "it does not ask for consistent snapshots, which devices rely on")
         for role in (Role.SNAPSHOT, Role.TIMESTAMP):
-            public = self._signer(role).public_key
             named = offered.signed.roles[role.value]
-            if public.keyid not in named.keyids or named.threshold != 1:
+            if not self._holds(role, named.keyids) or named.threshold != 1:
                 raise MetadataRefused(
                     Root.type, f"its {role.value} key is not this controller's; name its online keys with `muster init`"
                 )
 
-    def _check_targets(self, root: Root, offered: Metadata[Targets], data: bytes, keys: bytes, now: datetime) -> None:
+    def _check_targets(
+        self,
+        root: Root,
+        offered: Metadata[Targets],
+        data: bytes,
+        keys: bytes,
+        releases: Mapping[str, bytes],
+        now: datetime,
+    ) -> dict[str, tuple[int, bytes]]:
+        """Return the releases that have to be replaced with these targets: version and bytes by role."""
         state = self._state
         version = offered.signed.version
         require_signatures(root, Targets.type, offered)
@@ -324,18 +374,41 @@ class TufRepository:
             trusted = assignments.parse_keys(keys).keys
         except WireError as error:
             raise MetadataRefused(Targets.type, str(error)) from error
-        if self._signer(Role.ASSIGNMENT).public_key.keyid not in trusted:
+        if not self._holds(Role.ASSIGNMENT, trusted):
             raise MetadataRefused(
                 Targets.type, f"{KEYS_TARGET} lacks this controller's assignment key; name its online keys again"
             )
         if state is None or data == state.targets_data:
-            return
+            return {}
         if version <= state.targets.signed.version:
             raise VersionConflict(Targets.type, state.targets.signed.version, version)
-        delegated = _delegated(offered.signed)
-        for role, release in state.releases.items():
-            if role in delegated:  # A release that stops verifying would stop every device: it must be signed first.
+        again: dict[str, tuple[int, bytes]] = {}
+        for role in _delegated(offered.signed):
+            release = state.releases.get(role)
+            if release is None or _is_signed(offered.signed, role, release):
+                continue
+            # A release that stops verifying would stop every device: it must come with the targets, signed anew.
+            if role not in releases:
                 require_signatures(offered.signed, role, release)
+            again[role] = self._check_again(state, offered.signed, role, releases[role], now)
+        return again
+
+    def _check_again(
+        self, state: _State, delegator: Targets, role: str, data: bytes, now: datetime
+    ) -> tuple[int, bytes]:
+        """Judge the same releases, signed with other keys: none is added or changed; some may be gone."""
+        release = parse(Targets, data, role)
+        require_signatures(delegator, role, release)
+        require_fresh(role, release, now)
+        if release.signed.version <= state.releases[role].signed.version:
+            raise VersionConflict(role, state.releases[role].signed.version, release.signed.version)
+        check_releases(role, release.signed, delegator)
+        before = state.releases[role].signed.targets
+        other = [path for path, target in release.signed.targets.items() if target != before.get(path)]
+        if other:
+            raise MetadataRefused(role, f"{min(other)} is not as published; publish it when the new keys are in force")
+        require_message(role, {f"{release.signed.version}.{role}.json": data})
+        return release.signed.version, data
 
     def _check_release(self, state: _State, role: str, offered: Targets, manifest: bytes | None) -> None:
         check_releases(role, offered, state.targets.signed)
@@ -467,11 +540,44 @@ class TufRepository:
             raise RepositoryEmpty(self._folder)
         return state
 
-    def _signer(self, role: Role) -> CryptoSigner:
-        return load_signer(self._keys_folder / f"{role.value}.pem", self._passphrase)
+    def _signer(self, role: Role, keyids: Collection[str]) -> CryptoSigner:
+        """Return the signer of this role that `keyids` name, of those in use and those that come next."""
+        path = self._keys_folder / f"{role.value}.pem"
+        following = self._keys_folder / NEXT_FOLDER / path.name
+        if following.is_file() and load_key(following, self._passphrase).keyid in keyids:
+            return load_signer(following, self._passphrase)
+        return load_signer(path, self._passphrase)
+
+    def _assignment_signer(self) -> CryptoSigner:
+        return self._signer(Role.ASSIGNMENT, assignments.parse_keys(self._ready().keys).keys)
+
+    def _holds(self, role: Role, keyids: Collection[str]) -> bool:
+        return self._signer(role, keyids).public_key.keyid in keyids
+
+    def _promote(self) -> None:
+        """Let the next online keys take the place of those before, once what is in force names them."""
+        state, folder = self._state, self._keys_folder / NEXT_FOLDER
+        if state is None or not folder.is_dir():
+            return
+        named = {role: state.root.signed.roles[role.value].keyids for role in (Role.SNAPSHOT, Role.TIMESTAMP)}
+        named[Role.ASSIGNMENT] = list(assignments.parse_keys(state.keys).keys)
+        for role, keyids in named.items():
+            path = folder / f"{role.value}.pem"
+            if path.is_file() and load_key(path, self._passphrase).keyid in keyids:
+                # The public half first: a private key without its public half is whole, the other way round is not.
+                target = self._keys_folder / path.name
+                target.with_suffix(".pub").unlink(missing_ok=True)
+                path.replace(target)
+                durable.sync_folder(self._keys_folder)
+                path.with_suffix(".pub").replace(target.with_suffix(".pub"))
+                durable.sync_folder(self._keys_folder)
+                durable.sync_folder(folder)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+            durable.sync_folder(self._keys_folder)
 
     def _sign(self, root: Root, role: Role, metadata: Metadata[S]) -> bytes:
-        metadata.sign(self._signer(role))
+        metadata.sign(self._signer(role, root.roles[role.value].keyids))
         require_signatures(root, role.value, metadata)
         return metadata.to_bytes()
 
@@ -489,6 +595,14 @@ def _require_roots(roots: tuple[bytes, ...]) -> None:
     if len(roots) > ROOTS_MAX:
         raise MetadataRefused(Root.type, f"there are more than {ROOTS_MAX} versions; provision devices anew")
     require_message(Root.type, {f"{index}.root.json": root for index, root in enumerate(roots)})
+
+
+def _is_signed(delegator: Targets, role: str, metadata: Metadata[Targets]) -> bool:
+    try:
+        require_signatures(delegator, role, metadata)
+    except ThresholdNotMet:
+        return False
+    return True
 
 
 def _is_stale(root: Root, metadata: Metadata[S], lifetime: timedelta, now: datetime) -> bool:

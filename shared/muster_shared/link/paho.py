@@ -14,7 +14,7 @@ if _is_spared:
     sys.modules[_UNUSED] = ModuleType(_UNUSED)
 try:
     from paho.mqtt import client as mqtt
-    from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+    from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
     from paho.mqtt.packettypes import PacketTypes
     from paho.mqtt.properties import Properties
     from paho.mqtt.reasoncodes import ReasonCode
@@ -22,4 +22,12 @@ finally:
     if _is_spared:
         del sys.modules[_UNUSED]  # Whoever imports it later gets the real one.
 
-__all__ = ["CallbackAPIVersion", "MQTTProtocolVersion", "PacketTypes", "Properties", "ReasonCode", "mqtt"]
+__all__ = [
+    "CallbackAPIVersion",
+    "MQTTErrorCode",
+    "MQTTProtocolVersion",
+    "PacketTypes",
+    "Properties",
+    "ReasonCode",
+    "mqtt",
+]

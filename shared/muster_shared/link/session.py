@@ -19,9 +19,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
+from muster_shared.link.address import BrokerAddress
+from muster_shared.link.client import BoundedClient
 from muster_shared.link.paho import (
     CallbackAPIVersion,
     MQTTProtocolVersion,
@@ -53,6 +54,7 @@ from muster_shared.link.values import (
 FILTERS_A_SUBSCRIBE = 8  # What AWS IoT Core takes in one SUBSCRIBE.
 CONNECT_TIMEOUT_S = 5.0  # TCP and TLS; it also bounds how long `stop` waits for an attempt under way.
 CONNACK_TIMEOUT_S = 15.0  # A broker under a storm of ten thousand connections answers late, but within this.
+AGAIN_S = 4.0  # For what waits, and for the goodbye, before a connection is made anew on purpose.
 STEADY_AFTER_S = 10.0  # A connection that lasted this long starts the back-off anew.
 _TICK_S = 1.0  # Keepalive and deadlines are looked at this often.
 _READ_BURST = 64  # Packets read before the outgoing side gets its turn.
@@ -74,8 +76,7 @@ def backoff_s(retry: int, base_s: float, cap_s: float, rng: random.Random) -> fl
     return rng.uniform(0.0, min(cap_s, base_s * 2.0 ** min(retry, 32)))
 
 
-@dataclass(frozen=True)
-class _Outbound:
+class _Outbound(NamedTuple):  # Ten thousand at a time: it takes a fifth of the time of a frozen dataclass.
     mid: Mid
     topic: str
     payload: bytes
@@ -91,18 +92,6 @@ class _Socket(Protocol):
     def fileno(self) -> int: ...
 
     def close(self) -> None: ...
-
-
-class _BoundedClient(mqtt.Client):
-    """paho with an upper bound for what one packet may make us read."""
-
-    packet_limit_bytes = 0
-
-    def _sock_recv(self, bufsize: int) -> bytes:
-        # paho asks for all that is left of a packet at once, so this sees its size before its first byte.
-        if bufsize > self.packet_limit_bytes:
-            raise ConnectionError(f"the broker announced a packet of {bufsize} bytes")
-        return super()._sock_recv(bufsize)
 
 
 class Link:
@@ -139,6 +128,8 @@ class Link:
         self._refused = 0
         self._poked = False
         self._ended = False
+        self._broker = config.broker
+        self._again = threading.Event()
         self._stopping = threading.Event()
         self._drain_by = 0.0
         self._stop_by = 0.0
@@ -146,7 +137,6 @@ class Link:
 
         self._version = MqttVersion.V5
         self._client = self._make_client(MqttVersion.V5)
-        self._tls: ssl.SSLContext | None = None
         self._selector: selectors.BaseSelector | None = None
         self._wake_r, self._wake_w = socket.socketpair()
         self._wake_r.setblocking(False)
@@ -198,6 +188,24 @@ class Link:
             return True
         self._thread.join(timeout_s + 0.5)
         return not self._thread.is_alive()
+
+    def reconnect(self, broker: BrokerAddress | None = None) -> None:
+        """Leave (no will) once what waits is sent, or after AGAIN_S, and come again with the files as they are then.
+
+        It does not wait. A broker sees the certificate of a connection only when it begins, and ends it when that is
+        over.
+
+        Args:
+            broker: Where to come from now on; None: where it was.
+        """
+        if self._stopping.is_set():
+            return
+        if broker is not None:
+            self._broker = broker
+        now = time.monotonic()
+        self._drain_by, self._stop_by = now + AGAIN_S / 2, now + AGAIN_S
+        self._again.set()
+        self._poke()
 
     def publish(
         self,
@@ -329,7 +337,7 @@ class Link:
                 if not self._connected and not saying_goodbye and now > connack_by:
                     self._lose("the broker does not answer the CONNECT")
                     break
-                if self._stopping.is_set():
+                if self._stopping.is_set() or self._again.is_set():
                     if now > self._stop_by or (not self._connected and not saying_goodbye):
                         break
                     if not saying_goodbye and self._may_leave(now):
@@ -347,18 +355,20 @@ class Link:
             self._lose(f"{type(error).__name__}: {error}")
         was_connected, self._connected = self._connected, False
         self._hang_up()
-        reason = "stopped" if saying_goodbye else self._loss or "the broker closed the connection"
+        left = "stopped" if self._stopping.is_set() else "left to come again"
+        reason = left if saying_goodbye else self._loss or "the broker closed the connection"
         return reason, opened, was_connected
 
     def _open(self) -> None:
+        self._again.clear()
+        self._aim(self._client, self._version)
         config = self._config
-        if config.broker.tls:
-            if self._tls is None:
-                self._tls = ssl.create_default_context(cafile=config.ca_path)
-                self._tls.minimum_version = ssl.TLSVersion.TLSv1_2
-                self._client.tls_set_context(self._tls)
+        if self._broker.tls:
+            tls = ssl.create_default_context(cafile=config.ca_path)
+            tls.minimum_version = ssl.TLSVersion.TLSv1_2
             if config.cert_path is not None:
-                self._tls.load_cert_chain(config.cert_path, config.key_path)
+                tls.load_cert_chain(config.cert_path, config.key_path)
+            self._client.trust(tls)
         self._client.reconnect()
 
     def _hang_up(self) -> None:
@@ -376,7 +386,6 @@ class Link:
         if version is self._version:
             return
         self._version = version
-        self._tls = None
         self._client = self._make_client(version)
         with self._lock:  # The new client knows nothing of what the old one had in flight.
             self._queue.extendleft(message for _, message in reversed(list(self._in_flight.values())))
@@ -391,9 +400,9 @@ class Link:
         interest = selectors.EVENT_READ | (selectors.EVENT_WRITE if client.want_write() else 0)
         if selector.get_key(sock).events != interest:
             selector.modify(sock, interest)
-        decrypted = isinstance(sock, ssl.SSLSocket) and sock.pending() > 0  # Not visible to the selector.
-        readable = decrypted
-        for key, mask in selector.select(0.0 if decrypted else _TICK_S):
+        # Not visible to the selector: what was read ahead, and what TLS has decrypted.
+        readable = client.has_unread or (isinstance(sock, ssl.SSLSocket) and sock.pending() > 0)
+        for key, mask in selector.select(0.0 if readable else _TICK_S):
             if key.fileobj is sock:
                 readable = readable or bool(mask & selectors.EVENT_READ)
             else:
@@ -478,9 +487,9 @@ class Link:
 
     # paho: making a client, and what it calls back (always on the link's thread).
 
-    def _make_client(self, version: MqttVersion) -> _BoundedClient:
+    def _make_client(self, version: MqttVersion) -> BoundedClient:
         config, is_v5 = self._config, version is MqttVersion.V5
-        client = _BoundedClient(
+        client = BoundedClient(
             CallbackAPIVersion.VERSION2,
             client_id=config.client_id,
             clean_session=None if is_v5 else config.session_expiry_s == 0,
@@ -489,7 +498,7 @@ class Link:
             manual_ack=True,
         )
         client.packet_limit_bytes = config.packet_limit_bytes
-        client.max_inflight_messages = config.max_inflight
+        client.max_inflight_messages = 0  # `_flush` keeps the window.
         client.connect_timeout = CONNECT_TIMEOUT_S
         if config.broker.username is not None:
             client.username_pw_set(config.broker.username, config.broker.password)
@@ -508,8 +517,12 @@ class Link:
         client.on_socket_open = self._on_socket_open
         client.on_socket_close = self._on_socket_close
         client.on_socket_register_write = _leave_writing_to_the_loop
-        address = config.broker
-        if is_v5:
+        return client
+
+    def _aim(self, client: BoundedClient, version: MqttVersion) -> None:
+        """Say where and how the next connection is made."""
+        config, address = self._config, self._broker
+        if version is MqttVersion.V5:
             asked = _properties(PacketTypes.CONNECT)
             asked.ReceiveMaximum = min(config.max_inflight, 65_535)
             asked.MaximumPacketSize = config.packet_limit_bytes
@@ -518,7 +531,6 @@ class Link:
             client.connect_async(address.host, address.port, config.keepalive_s, clean_start=clean, properties=asked)
         else:
             client.connect_async(address.host, address.port, config.keepalive_s)
-        return client
 
     def _on_socket_open(self, _client: mqtt.Client, _userdata: object, sock: _Socket) -> None:
         assert self._selector is not None

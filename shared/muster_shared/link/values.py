@@ -81,8 +81,7 @@ class LinkConfig:
         max_queued_out: publishes that may wait, those in flight included, connected or not.
         max_payload_bytes: larger ones are refused when sent, counted and dropped when received.
         reconnect_min_s, reconnect_max_s: the n-th retry waits a random time up to `min * 2**n`, at most `max`.
-        ca_path, cert_path, key_path: PEM files. Certificate and key are read again at every attempt, so that a renewed
-            certificate is used; another CA needs a new link.
+        ca_path, cert_path, key_path: PEM files. They are read again at every attempt, so that what was renewed is used.
     """
 
     broker: BrokerAddress

@@ -157,7 +157,7 @@ class OneRolloutADevice(Promise):
 
 class NeverFight(Promise):
     """What a device should run of a model is said by the rollout that has it, by no other, and by a decision of the
-    past only where none has it."""
+    past only where none has it. (To say once more what was said before, because its files rotted, moves nothing.)"""
 
     name = "F3-never-fight"
 
@@ -167,7 +167,12 @@ class NeverFight(Promise):
 
     def desired(self, before: Desired, after: Desired) -> None:
         for name, wanted in after.models.items():
-            if before.models.get(name) != wanted:
+            was = before.models.get(name)
+            is_again = was is not None and (was.rollout, was.assignment.release) == (
+                wanted.rollout,
+                wanted.assignment.release,
+            )
+            if was != wanted and not is_again:
                 self._said.append((after.device, name, wanted))
 
     def transacted(self) -> None:

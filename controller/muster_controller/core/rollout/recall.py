@@ -9,6 +9,7 @@ Devices switch back from their standby slot, without a download.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import islice
 
 from muster_controller.core.gate.strata import VerdictKind
 from muster_controller.core.rollout.draft import Draft
@@ -99,15 +100,18 @@ def call_back(draft: Draft, reason: str) -> None:
 def _call_more(draft: Draft) -> int:
     """Call back the next BATCH devices, in order; return how many there were."""
     rollout = draft.rollout
-    left = draft.members(lambda member: member.position > rollout.recalled and is_called(rollout, member))
-    for member in left[:BATCH]:
+    ahead = draft.members(lambda member: member.position > rollout.recalled)
+    left = list(islice((member for member in ahead if is_called(rollout, member)), BATCH + 1))
+    called = left[:BATCH]
+    for member in called:
         release = home(rollout, member)
         assert release is not None, "whoever has no home is not called"
         draft.assign(member.device, release, None)
-    if left:
-        draft.set(recalled=left[:BATCH][-1].position)
-        draft.wake(draft.now)  # For the others, or to see who is back already.
-    return len(left)
+    if called:
+        draft.set(recalled=called[-1].position)
+        # For the others at once; to see who is back, when the last ones have had the time to hear of it.
+        draft.wake(draft.now if len(left) > BATCH else draft.now + LOOK_AGAIN_S)
+    return len(called)
 
 
 def came_back(draft: Draft, member: Member, facts: DeviceFacts) -> None:
