@@ -26,6 +26,7 @@ from muster_controller.broker.embedded import (
     find_broker,
     start_broker,
 )
+from muster_controller.broker.security import Admission
 from muster_shared.link import (
     Connected,
     Delivered,
@@ -474,11 +475,13 @@ def test_a_taken_port_is_refused_with_the_option_that_changes_it(kind: BrokerKin
 
 def test_a_broker_that_ends_at_once_is_reported_with_its_last_words(tmp_path: Path) -> None:
     class Broken:
+        kick_socket = None
+
         def command(self, configuration: Path) -> list[str]:
             return [sys.executable, "-c", "import sys; sys.exit('the disk is on fire')"]
 
-        def configuration(self, folder: Path, port: int) -> str:
-            return ""
+        def files(self, folder: Path, port: int, admission: Admission | None) -> dict[str, str]:
+            return {}
 
     with EmbeddedBroker(BrokerKind.NATS, Broken(), tmp_path, free_port(), supervised=True) as broker:
         broker.start()

@@ -1,4 +1,5 @@
-"""The embedded broker: a Mosquitto or NATS server that runs as a managed child, for fleets without one of their own.
+"""Brokers: the embedded one, a Mosquitto or NATS server that runs as a managed child, and what every broker is told
+about who may do what, those of the user's own included.
 
-What travels over it does not live here (that is `gateway`), nor does the configuration of brokers that others run.
+What travels over a broker does not live here (that is `gateway`), nor who issues and revokes certificates (`identity`).
 """

