@@ -6,6 +6,7 @@ MusterError
 ├── NotFound              no such device, model, release or rollout
 ├── Conflict              it would contradict what is already under way
 ├── FleetUnavailable      the fleet cannot take an order now
+├── AuditBroken           the audit log does not hold
 ├── ServerUnavailable     the data folder or the port is in use
 ├── LedgerError           (in `db.errors`) the database
 ├── BrokerUnavailable     (in `broker.embedded`) no broker can be started
@@ -18,8 +19,9 @@ from muster_shared.errors import MusterError
 class NotFound(MusterError):
     """No such thing. `what` is device, model, release or rollout."""
 
-    def __init__(self, what: str, name: str) -> None:
-        super().__init__(f"there is no {what} {name!r}; `muster {what} list` shows what there is")
+    def __init__(self, what: str, name: str, hint: str = "") -> None:
+        hint = hint or f"`muster {what} list` shows what there is"
+        super().__init__(f"there is no {what} {name!r}; {hint}")
         self.what = what
         self.name = name
 
@@ -30,6 +32,10 @@ class Conflict(MusterError):
 
 class FleetUnavailable(MusterError):
     """The fleet cannot take an order now: too much to do, or on its way down."""
+
+
+class AuditBroken(MusterError):
+    """The audit log does not hold: somebody wrote into its tables, or restored a part of them."""
 
 
 class ServerUnavailable(MusterError):

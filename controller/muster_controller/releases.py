@@ -93,10 +93,18 @@ class Releases:
             self._reload()
             return changed
 
-    def accept_offline(self, root: bytes, targets: bytes, keys: bytes, now: datetime) -> bool:
-        """Take the operator's root and targets; return whether anything is new. Errors as the repository's."""
+    def accept_offline(
+        self,
+        root: bytes,
+        targets: bytes,
+        keys: bytes,
+        now: datetime,
+        between: Sequence[bytes] = (),
+        releases: Mapping[str, bytes] | None = None,
+    ) -> bool:
+        """Take the operator's root and targets; return whether anything is new. Arguments, errors: the repository's."""
         with self._publishing:
-            changed = self.repository.accept_offline(root, targets, keys, now)
+            changed = self.repository.accept_offline(root, targets, keys, now, between=between, releases=releases)
             self._reload()
             return changed
 

@@ -30,11 +30,20 @@ import uvicorn
 
 from muster_controller import __version__
 from muster_controller.api.app import create_app
+from muster_controller.api.authentication import Edge
+from muster_controller.api.guard import LOOPBACK
 from muster_controller.api.hub import Change, Hub
 from muster_controller.api.services import Services
+from muster_controller.api.tls import LOOK_S, PageCertificate
+from muster_controller.audit.book import SAY_HEAD_S, AuditBook
+from muster_controller.audit.checkpoint import open_signer
 from muster_controller.broker.embedded import start_broker
-from muster_controller.config import HOST, ServerConfig
+from muster_controller.config import BROKER_PORT, BROKER_TLS_PORT, HOST, ServerConfig, TlsFiles
+from muster_controller.db.audit import AuditReader
+from muster_controller.db.engine import find_database
 from muster_controller.db.ledger import SqlLedger
+from muster_controller.db.operator_store import OperatorStore
+from muster_controller.db.side import SideDatabase
 from muster_controller.db.snapshot import Touched
 from muster_controller.errors import ServerUnavailable
 from muster_controller.fleet import Fleet
@@ -42,11 +51,19 @@ from muster_controller.gateway.door import Door
 from muster_controller.gateway.fleet_thread import Chore, FleetThread
 from muster_controller.gateway.standing import Standing
 from muster_controller.gateway.wire import LinkWire
+from muster_controller.identity.ca import Paths
+from muster_controller.identity.desk import IdentityDesk, broker_url_for_devices
+from muster_controller.operators.local import FILE as LOCAL_TOKEN_FILE
+from muster_controller.operators.local import write_local
+from muster_controller.operators.oidc import Oidc
+from muster_controller.operators.passwords import Passwords
+from muster_controller.operators.service import LINK_S, Operators
 from muster_controller.registry import durable
 from muster_controller.registry.blobs import BlobStore
 from muster_controller.registry.keys import encode_online_keys
 from muster_controller.registry.tuf_repository import TufRepository, create_online_keys
 from muster_controller.releases import Releases
+from muster_controller.web import accounts
 from muster_controller.web.pages import add_pages
 from muster_controller.whereabouts import Running, publish_running
 from muster_shared import ids, topics
@@ -55,6 +72,8 @@ from muster_shared.link import Link, LinkConfig, parse_broker_url
 
 DATABASE_FILE = "muster.db"
 LOCK_FILE = "lock"
+PAGE_CERTIFICATE_FILE = "page.pem"
+ANY_HOST = ("0.0.0.0", "::")
 
 BROKER_READY_S = 20.0
 HTTP_READY_S = 20.0
@@ -76,6 +95,8 @@ class Controller:
         self._config = config
         self._stack = ExitStack()
         self._running: Running | None = None
+        self.first_link: str | None = None
+        """Where the first operator sets a password; None where there was one before this start."""
 
     @property
     def url(self) -> str:
@@ -86,6 +107,11 @@ class Controller:
     def broker_url(self) -> str:
         """Where agents connect to."""
         return self._started().broker_url
+
+    @property
+    def data(self) -> Path:
+        """Its folder, where its local token is."""
+        return self._config.data
 
     def start(self) -> None:
         """Start everything; when this returns, the API answers.
@@ -123,7 +149,7 @@ class Controller:
         fleet_id = FleetId(ids.name(config.fleet, "fleet"))
         durable.make_folder(config.data, 0o700)
         stack.callback(_lock(config.data))
-        listener = stack.enter_context(_listen(config.port))
+        listener = stack.enter_context(_listen(config))
         online_keys = encode_online_keys(create_online_keys(config.data))
         session = secrets.token_hex(4)
         hub = Hub(session)
@@ -132,11 +158,22 @@ class Controller:
                 config.database or config.data / DATABASE_FILE, time.time, lambda touched: hub.changed(*_told(touched))
             )
         )
+        side = stack.enter_context(SideDatabase(find_database(config.database or config.data / DATABASE_FILE)))
+        local = write_local(config.data)
+        stack.callback((config.data / LOCAL_TOKEN_FILE).unlink, missing_ok=True)
+        operators = Operators(OperatorStore(side), Passwords(), local, time.time)
+        audit_reader = AuditReader(find_database(config.database or config.data / DATABASE_FILE))
+        stack.callback(audit_reader.close)
+        audit = AuditBook(audit_reader, fleet_id, open_signer(config.data, fleet_id), time.time)
         blobs = BlobStore(config.data / "blobs")
         blobs.sweep()
         releases = Releases(TufRepository(config.data), blobs)
         releases.refresh(datetime.now(UTC))
-        broker_url = config.broker_url or self._start_broker()
+        identity = IdentityDesk(config, fleet_id, side, lambda: _newest_root(releases), time.time)
+        stack.callback(identity.stop)
+        broker_url, public_broker_url = self._find_broker(identity)
+        identity.start(public_broker_url)
+        certificate = self._page_certificate(identity)
 
         wire = LinkWire(fleet_id)
         fleet = Fleet(
@@ -154,11 +191,15 @@ class Controller:
                 fleet.publish_trust()
 
         def make_link() -> Link:
-            link = Link(_link_config(broker_url, fleet_id), thread.on_item, rng=random.Random())
+            link = Link(
+                _link_config(broker_url, fleet_id, identity.enrolment.ca.paths), thread.on_item, rng=random.Random()
+            )
             link.subscribe(topics.controller_filters(fleet_id))
             return link
 
-        url = f"http://{HOST}:{listener.getsockname()[1]}"
+        url = _url(config, listener.getsockname()[1])
+        first = operators.begin_first()
+        self.first_link = None if first is None else f"{url}/login/once?link={first.text}"
         door = Door(make_link, wire)
         # Its own file is this process's alone, by the lock; a shared database has to tell controllers apart.
         holder = f"{socket.gethostname()}:{config.data.resolve()}" if config.database else LOCK_FILE
@@ -170,6 +211,9 @@ class Controller:
             door.ack,
             chores=(
                 Chore("refresh_trust", REFRESH_TRUST_S, refresh_trust),
+                Chore("audit_head", SAY_HEAD_S, audit.say_head),
+                Chore("sweep_credentials", PRUNE_S, operators.sweep),
+                *(() if certificate is None else (Chore("page_certificate", LOOK_S, certificate.turn),)),
                 Chore("prune", PRUNE_S, lambda: ledger.prune(time.time() - HISTORY_S)),
             ),
             on_moved=fleet.moved,
@@ -180,36 +224,66 @@ class Controller:
         services = Services(
             fleet_id=fleet_id,
             version=__version__,
-            broker_url=_without_password(broker_url),
+            broker_url=public_broker_url,
             online_keys=online_keys,
             started_at=time.time(),
             clock=time.time,
             committed=ledger.committed,
             reader=ledger.reader,
             releases=releases,
+            audit=audit,
+            identity=identity,
             fleet=thread,
             hub=hub,
             broker_connected=lambda: door.is_connected,
             counters=lambda: _counters(fleet, thread, wire, door),
+            operators=operators,
+            edge=Edge(operators, frozenset(each.lower() for each in (*LOOPBACK, config.host, *config.names))),
+            oidc=None if config.oidc is None else Oidc(config.oidc),
         )
-        self._serve_http(services, listener)
-        self._running = Running(url, broker_url, os.getpid(), fleet_id, __version__)
+        self._serve_http(services, listener, certificate)
+        self._running = Running(url, public_broker_url, os.getpid(), fleet_id, __version__, identity.device_url)
         stack.callback(publish_running(config.data, self._running))
         log.info(
             "controller_started", url=url, broker=services.broker_url, data=str(config.data), database=ledger.label
         )
 
-    def _start_broker(self) -> str:
+    def _find_broker(self, identity: IdentityDesk) -> tuple[str, str]:
+        """Return where this controller and where devices find the broker; start one if nobody else does."""
         config = self._config
-        port = config.broker_port or _free_port()
-        broker = start_broker(config.broker_kind, config.data / "broker", port)
+        if config.broker_url:
+            return config.broker_url, _without_user(config.broker_url)
+        standard = BROKER_PORT if config.open_lab else BROKER_TLS_PORT
+        port = (standard if config.broker_port is None else config.broker_port) or _free_port()
+        security = None if config.open_lab else identity.security
+        broker = start_broker(config.broker_kind, config.data / "broker", port, security=security)
         self._stack.callback(broker.stop)
         broker.wait_ready(BROKER_READY_S)
-        return broker.url
+        if config.open_lab:
+            log.warning("open_lab", broker=broker.url, remedy="for laboratories: any program here may say anything")
+            return broker.url, broker.url
+        identity.watch(broker)
+        return broker.url, broker_url_for_devices(config, port)
 
-    def _serve_http(self, services: Services, listener: socket.socket) -> None:
+    def _page_certificate(self, identity: IdentityDesk) -> PageCertificate | None:
+        """Return the certificate of page and API; None: it speaks plain HTTP."""
+        config = self._config
+        if config.tls is None:
+            return None
+        if isinstance(config.tls, TlsFiles):
+            return PageCertificate(config.tls, time.time)
+        names = [each for each in (*LOOPBACK, config.host, *config.names) if each not in ANY_HOST]
+        file = config.data / PAGE_CERTIFICATE_FILE
+
+        def renew() -> float:
+            issued = identity.enrolment.ca.issue_server(list(dict.fromkeys(names)), file, time.time())
+            return (issued.issued_at + issued.expires_at) / 2
+
+        return PageCertificate(TlsFiles(file, file), time.time, renew)
+
+    def _serve_http(self, services: Services, listener: socket.socket, certificate: PageCertificate | None) -> None:
         app = create_app(services)
-        add_pages(app, services)
+        add_pages(app, services, accounts.outside, accounts.router)
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
@@ -219,6 +293,7 @@ class Controller:
                 proxy_headers=False,
                 lifespan="off",
                 ws="none",
+                ssl_context_factory=None if certificate is None else lambda _config, _default: certificate.context,
                 timeout_graceful_shutdown=5,
             )
         )
@@ -244,7 +319,10 @@ def serve(config: ServerConfig) -> None:
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: ended.set())
-    with Controller(config):
+    with Controller(config) as controller:
+        if controller.first_link is not None:  # Not through the log, which is kept for long.
+            said = f"The first operator is admin. Set its password within {LINK_S / 3600:.0f} h at"
+            print(f"{said}\n\n    {controller.first_link}\n", file=sys.stderr, flush=True)
         # What was read at the start stays for long, and a call-back makes a hundred thousand values at once: the
         # collector, which finds nothing in either, would take half of its time.
         gc.freeze()
@@ -280,9 +358,14 @@ def configure_logs(*, as_json: bool, verbose: bool) -> None:
     )
 
 
-def _link_config(broker_url: str, fleet: FleetId) -> LinkConfig:
+def _link_config(broker_url: str, fleet: FleetId, paths: Paths) -> LinkConfig:
+    broker = parse_broker_url(broker_url)
+    with_certificate = broker.tls and broker.username is None  # Whoever gives a password has a broker of another kind.
     return LinkConfig(
-        broker=parse_broker_url(broker_url),
+        broker=broker,
+        ca_path=paths.clients if with_certificate else None,
+        cert_path=paths.controller if with_certificate else None,
+        key_path=paths.controller if with_certificate else None,
         client_id=f"muster-controller-{fleet}",
         session_expiry_s=SESSION_S,
         max_inflight=1000,
@@ -325,15 +408,28 @@ def _lock(data: Path) -> Callable[[], None]:
     return lambda: os.close(descriptor)
 
 
-def _listen(port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+def _url(config: ServerConfig, port: int) -> str:
+    """Return where operators find the page and the API."""
+    is_any = config.host in ANY_HOST
+    host = config.names[0] if config.names and config.tls else HOST if is_any else config.host
+    return f"{'https' if config.tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _listen(config: ServerConfig) -> socket.socket:
+    port, host = config.port, config.host
+    if host not in LOOPBACK and config.tls is None:
+        raise ServerUnavailable(
+            f"--host {host} is beyond this machine, and would carry passwords in the clear; give --tls-cert and"
+            " --tls-key, or --tls-fleet-ca, or put a proxy that does TLS on this machine (with --name)"
+        )
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((HOST, port))
+        listener.bind((host, port))
     except OSError as error:
         listener.close()
         raise ServerUnavailable(
-            f"port {port} on {HOST} cannot be used ({error.strerror}); end what has it, or choose another with --port"
+            f"port {port} on {host} cannot be used ({error.strerror}); end what has it, or choose another with --port"
         ) from error
     return listener
 
@@ -345,8 +441,15 @@ def _free_port() -> int:
         return port
 
 
-def _without_password(url: str) -> str:
+def _without_user(url: str) -> str:
+    """Return a broker's URL as devices use it: their certificates say who they are."""
     parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return parts._replace(netloc=f"{parts.username}:…@{parts.hostname}:{parts.port}").geturl()
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _newest_root(releases: Releases) -> bytes:
+    for message in releases.trust_messages():
+        if message.role == "root":
+            newest = max(message.files, key=lambda name: int(name.partition(".")[0]))
+            return message.files[newest].encode()
+    return b""

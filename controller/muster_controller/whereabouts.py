@@ -20,6 +20,8 @@ class Running:
     pid: int
     fleet: str
     version: str
+    device_url: str = ""
+    """Of the device port."""
 
 
 def publish_running(data: Path, running: Running) -> Callable[[], None]:

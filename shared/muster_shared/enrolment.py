@@ -1,7 +1,7 @@
 """Enrolment on the wire: the token an operator hands out, what a device asks for, and what it gets.
 
-    GET  https://CONTROLLER:8443/enrol/v1/ca            the fleet CA's root, PEM: the device checks it against the token's
-                                                        SHA-256 before it trusts the connection of the next line with it
+    GET  https://CONTROLLER:8443/enrol/v1/ca            the fleet CA's root, PEM: the device checks it against the
+                                                        token's SHA-256 before it trusts the next connection with it
     POST https://CONTROLLER:8443/enrol/v1/certificate   SignedRequest -> Granted (200) | Waiting (202) | Refused (4xx)
 
 The first is asked on a connection that verifies nothing and carries nothing secret; the second on a connection that
@@ -12,8 +12,10 @@ identity key (ECDSA P-256, SHA-256, DER) behind `CONTEXT`, so that this signatur
 No cryptography happens here: keys and certificates are PEM and DER to it.
 """
 
+import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -21,6 +23,7 @@ import msgspec
 from muster_shared import ids
 from muster_shared.errors import WireError
 from muster_shared.ids import DeviceId, FleetId, Sha256
+from muster_shared.undecodable import UNDECODABLE, reason
 
 PATH = "/enrol/v1/certificate"
 CA_PATH = "/enrol/v1/ca"
@@ -29,11 +32,15 @@ CONTEXT = b"muster enrolment v1\0"
 REQUEST_BYTES_MAX = 16 * 1024
 ANSWER_BYTES_MAX = 256 * 1024
 LABELS_MAX = 32
+LABEL_KEY_MAX = 64
+LABEL_VALUE_MAX = 256
+TEXT_MAX = 128
 CLOCK_SKEW_S = 300.0
 """How far a request's clock may be from the controller's. Beyond it the answer says the time, and the device asks
 again with that: a device whose clock is years off can enrol all the same."""
 
 _PREFIX = "muster1."
+_NONCE = re.compile(r"[0-9a-f]{32}")
 
 
 class EnrolmentToken(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +64,7 @@ class CertificateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a device asks for. Fields that are only for enrolment are empty in a renewal."""
 
     fleet: FleetId
+    """May be empty with a token: which fleet it is for, the controller knows."""
     device: DeviceId
     csr: str
     """PEM: of the session key; its subject is ignored."""
@@ -96,6 +104,10 @@ class Granted(msgspec.Struct, frozen=True, kw_only=True, tag="granted"):
     """https://host:port of the device port: where to renew."""
     trust_root: bytes
     """The newest TUF root (JSON); empty where the controller is not initialised yet."""
+    fleet: FleetId
+    """Whose certificate it is: its organisation."""
+    labels: dict[str, str]
+    """Those of the token, as they were when the device enrolled: they go before the device's own of the same name."""
     renew_at: float
     expires_at: float
     server_time: float
@@ -135,7 +147,7 @@ def parse_token(text: str) -> EnrolmentToken:
         token = _token.decode(urlsafe_b64decode(packed + b"=" * (-len(packed) % 4)))
         ids.name(token.id, "token")
         ids.sha256(token.ca)
-    except (ValueError, Base64Error, msgspec.MsgspecError, WireError) as error:
+    except (ValueError, Base64Error, WireError, *UNDECODABLE) as error:
         raise WireError("this is no enrolment token; it begins with muster1. and must be copied whole") from error
     return token
 
@@ -152,13 +164,31 @@ def decode_signed(raw: bytes) -> tuple[SignedRequest, CertificateRequest]:
     try:
         signed = _signed.decode(raw)
         request = _request.decode(signed.body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise WireError(f"not a certificate request: {error}") from error
-    ids.name(request.fleet, "fleet")
+    except UNDECODABLE as error:
+        raise WireError(f"not a certificate request: {reason(error)}") from error
+    if request.fleet or not request.token_id:
+        ids.name(request.fleet, "fleet")
     ids.name(request.device, "device")
-    if len(request.labels) > LABELS_MAX:
-        raise WireError(f"more than {LABELS_MAX} labels")
+    if not _NONCE.fullmatch(request.nonce):
+        raise WireError("the nonce is not 32 characters of lower-case hex")
+    texts = {"token_id": request.token_id, "token_secret": request.token_secret, "serial": request.serial}
+    texts |= {"agent_version": request.agent_version, "device_class": request.device_class}
+    for what, text in texts.items():
+        if len(text) > TEXT_MAX or not text.isprintable():
+            raise WireError(f"{what} is over {TEXT_MAX} characters, or not all of them can be printed")
+    check_labels(request.labels)
     return signed, request
+
+
+def check_labels(labels: Mapping[str, str]) -> None:
+    """Raise WireError unless these may be the labels of a device."""
+    if len(labels) > LABELS_MAX:
+        raise WireError(f"more than {LABELS_MAX} labels")
+    for key, value in labels.items():
+        if not key or len(key) > LABEL_KEY_MAX or len(value) > LABEL_VALUE_MAX:
+            raise WireError(f"label {key[:80]!r}: a key has 1 to {LABEL_KEY_MAX} characters, a value {LABEL_VALUE_MAX}")
+        if not (key.isprintable() and value.isprintable()):
+            raise WireError(f"label {key[:80]!r} has characters that cannot be printed")
 
 
 def decode_answer(raw: bytes) -> Answer:
@@ -167,8 +197,8 @@ def decode_answer(raw: bytes) -> Answer:
         raise WireError(f"an answer of {len(raw)} bytes is over the cap of {ANSWER_BYTES_MAX}")
     try:
         return _answer.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise WireError(f"not an answer to a certificate request: {error}") from error
+    except UNDECODABLE as error:
+        raise WireError(f"not an answer to a certificate request: {reason(error)}") from error
 
 
 def encode(message: EnrolmentToken | CertificateRequest | SignedRequest | Answer) -> bytes:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -35,15 +35,19 @@ class ControllerProcess:
     arguments: tuple[str, ...] = ()
     fleet: str = "test"
     process: "subprocess.Popen[bytes] | None" = None
+    module: str = "muster_controller.cli.main"
+    """What is run instead, with the same arguments, by benchmarks that watch it from within."""
+    environment: dict[str, str] = field(default_factory=dict)
 
     def start(self) -> Running:
         """Start it and wait until it answers."""
         data = self.folder / "data"
         (data / "server.json").unlink(missing_ok=True)
-        command = [sys.executable, "-m", "muster_controller.cli.main", "serve", "--data", str(data)]
-        command += ["--fleet", self.fleet, "--port", "0", *self.arguments]
+        command = [sys.executable, "-m", self.module, "serve", "--data", str(data)]
+        command += ["--fleet", self.fleet, "--port", "0", "--device-port", "0", "--open-lab", *self.arguments]
         with (self.folder / "controller.log").open("ab") as out:
-            self.process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, "MUSTER_URL": ""})
+            environment = {**os.environ, "MUSTER_URL": "", **self.environment}
+            self.process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline and self.process.poll() is None:
             running = read_running(data)

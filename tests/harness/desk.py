@@ -8,8 +8,8 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from securesystemslib.dsse import Envelope
 
 from muster_controller.broker.embedded import BrokerKind
 from muster_controller.config import ServerConfig
+from muster_controller.operators.local import read_local
 from muster_controller.registry.operator import init_operator, load_offline, sign_release
 from muster_controller.registry.tuf_repository import create_online_keys
 from muster_controller.server import Controller
@@ -239,6 +240,26 @@ class Desk:
     controller: Controller
     http: httpx.Client
     published: dict[str, str] = field(default_factory=dict)
+    tokens: dict[str, str] = field(default_factory=dict)
+    """Of those who were hired, by name."""
+    _people: dict[str, httpx.Client] = field(default_factory=dict)
+
+    def hire(self, name: str, role: str = "approver", selector: str = "") -> httpx.Client:
+        """Make an operator with an API token, and return a client of the API that is them."""
+        order = {"name": name, "role": role, "selector": selector}
+        self.http.post("/operators", json=order).raise_for_status()
+        made = self.http.post("/tokens", json={"name": "desk", "operator": name}).raise_for_status().json()
+        self.tokens[name] = made["token"]
+        self._people[name] = client(self.controller.url, made["token"])
+        return self._people[name]
+
+    def page(self, path: str) -> httpx.Response:
+        """Return a page as the local token sees it."""
+        return self.http.get(self.controller.url + path)
+
+    def close(self) -> None:
+        for each in self._people.values():
+            each.close()
 
     def get(self, path: str, **params: Any) -> Any:
         return self.http.get(path, params=params).raise_for_status().json()
@@ -268,8 +289,10 @@ class Desk:
     def roll_out(self, version: str, policy: dict[str, Any] | None = None) -> httpx.Response:
         return self.http.post("/rollouts", json={"model": MODEL, "version": version, "policy": policy or QUICK})
 
-    def order(self, rollout: str, order: str, **said: Any) -> httpx.Response:
-        return self.http.post(f"/rollouts/{rollout}/{order}", json=said)
+    def order(self, rollout: str, order: str, by: str | None = None, **said: Any) -> httpx.Response:
+        """Order it as the local token, or as an approver of this name."""
+        http = self.http if by is None else self._people.get(by) or self.hire(by)
+        return http.post(f"/rollouts/{rollout}/{order}", json=said)
 
     def state(self, rollout: str) -> str:
         return str(self.get(f"/rollouts/{rollout}")["state"])
@@ -287,14 +310,38 @@ def bring_offline(desk: Desk) -> None:
 
 
 @contextmanager
-def open_desk(folder: Path) -> Iterator[Desk]:
-    """A controller on free ports, with its trust brought, until the end of the block."""
+def open_desk(folder: Path, **changes: Any) -> Iterator[Desk]:
+    """A controller on free ports, with its trust brought, until the end of the block. `changes`: of its config."""
     provision(folder)
-    config = ServerConfig(data=folder / "data", fleet=FLEET, port=0, broker_port=0, seed=7, broker_kind=BrokerKind.AUTO)
-    with Controller(config) as controller, httpx.Client(base_url=f"{controller.url}/api/v1", trust_env=False) as http:
+    config = ServerConfig(
+        data=folder / "data",
+        fleet=FLEET,
+        port=0,
+        broker_port=0,
+        device_port=0,
+        open_lab=True,
+        seed=7,
+        broker_kind=BrokerKind.AUTO,
+    )
+    config = replace(config, **changes)
+    with Controller(config) as controller, client(controller.url, local_token(config.data)) as http:
         desk = Desk(folder, controller, http)
         bring_offline(desk)
-        yield desk
+        with closing(desk):
+            yield desk
+
+
+def local_token(data: Path) -> str:
+    """Return the local token of the controller that runs in `data`."""
+    found = read_local(data)
+    assert found is not None, f"no controller runs in {data}"
+    return found
+
+
+def client(url: str, token: str | None) -> httpx.Client:
+    """Return a client of the API that sends this token; None: it is nobody."""
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    return httpx.Client(base_url=f"{url}/api/v1", headers=headers, trust_env=False)
 
 
 def wait_for(desk: Desk, count: int) -> None:

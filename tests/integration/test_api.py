@@ -232,7 +232,6 @@ def test_the_stream_tells_what_changed_and_goes_on_where_it_was(desk: Desk) -> N
 
 
 def test_every_page_is_shown_empty_and_full(desk: Desk, puppets: Puppets) -> None:
-    base = desk.controller.url
     pages = [
         "/",
         "/rollouts",
@@ -243,15 +242,15 @@ def test_every_page_is_shown_empty_and_full(desk: Desk, puppets: Puppets) -> Non
         "/static/icon.svg",
     ]
     for path in pages:
-        assert httpx.get(base + path, trust_env=False).status_code == 200, path
+        assert desk.page(path).status_code == 200, path
     desk.publish("1.0.0", 1)
     rollout = desk.roll_out("1.0.0").json()["id"]
     for path in [*pages, f"/rollouts/{rollout}", "/devices/dev-00"]:
-        answer = httpx.get(base + path, trust_env=False)
+        answer = desk.page(path)
         assert answer.status_code == 200, path
         assert "script-src 'self'" in answer.headers["content-security-policy"]
         assert "style=" not in answer.text, f"{path}: the policy refuses inline styles"
-    missing = httpx.get(f"{base}/rollouts/nothing", trust_env=False)
+    missing = desk.page("/rollouts/nothing")
     assert missing.status_code == 404
     assert "there is no rollout" in missing.text
 
@@ -307,6 +306,7 @@ def muster(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def serve(folder: Path, port: int, broker_port: int) -> subprocess.Popen[bytes]:
     code = "from muster_controller.cli.main import main; main()"
     words = ["serve", "--data", "muster-data", "--fleet", FLEET, "--port", str(port), "--broker-port", str(broker_port)]
+    words += ["--device-port", "0", "--open-lab"]
     log = (folder / "server.log").open("ab")
     process = subprocess.Popen([sys.executable, "-c", code, *words], cwd=folder, stdout=log, stderr=log)
     until(lambda: answers(port), 30.0)
@@ -315,7 +315,7 @@ def serve(folder: Path, port: int, broker_port: int) -> subprocess.Popen[bytes]:
 
 def answers(port: int) -> bool:
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/api/v1/health", trust_env=False, timeout=2.0).is_success
+        return httpx.get(f"http://127.0.0.1:{port}/healthz", trust_env=False, timeout=2.0).is_success
     except httpx.HTTPError:
         return False
 
@@ -379,7 +379,7 @@ def broker_answers(port: int) -> bool:
 
 
 def test_a_second_controller_in_the_same_folder_is_refused(desk: Desk) -> None:
-    config = ServerConfig(data=desk.folder / "data", fleet=FLEET, port=0, broker_port=0)
+    config = ServerConfig(data=desk.folder / "data", fleet=FLEET, port=0, broker_port=0, device_port=0, open_lab=True)
 
     with pytest.raises(ServerUnavailable, match="another controller"):
         Controller(config).start()

@@ -39,6 +39,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     with open_desk(tmp_path_factory.mktemp("fleet")) as desk:
         desk.publish("1.0.0", 1)
         desk.publish("2.0.0", 2)
+        for name in ("anna", "ben"):
+            desk.hire(name)
         yield desk
 
 
@@ -52,9 +54,9 @@ def puppets(desk: Desk) -> Iterator[Puppets]:
 
 @pytest.fixture
 def muster(desk: Desk, puppets: Puppets) -> Muster:
-    def run(*words: str, said: str | None = None) -> Result:
+    def run(*words: str, said: str | None = None, by: str = "anna") -> Result:
         assert puppets.names
-        environment = {"COLUMNS": "200", "MUSTER_ACTOR": "anna", "MUSTER_URL": None}
+        environment = {"COLUMNS": "200", "MUSTER_TOKEN": desk.tokens[by], "MUSTER_URL": None}
         return CliRunner(env=environment).invoke(app, ["--url", desk.controller.url, *words], input=said)
 
     return run
@@ -153,7 +155,7 @@ def test_orders_carry_a_name_and_a_reason(desk: Desk, puppets: Puppets, muster: 
         assert "2 under way" in waiting
         assert done(muster("rollout", "extend", rollout, "--by", "30m", "--json"))["orders"]
         assert muster("rollout", "extend", rollout, "--by", "soon").exit_code == 1
-        assert "is running" in done(muster("rollout", "resume", rollout, "--as", "ben"))
+        assert "is running" in done(muster("rollout", "resume", rollout, by="ben"))
         assert muster("rollout", "approve", rollout).exit_code == 5
         assert done(muster("rollout", "list", "--state", "running", "--json"))[0]["id"] == rollout
         assert done(muster("rollout", "abort", rollout, "--json"))["state"] in ("aborting", "aborted")
@@ -202,7 +204,9 @@ def test_what_changed_is_shown_for_times_and_for_devices(desk: Desk, muster: Mus
 def test_names_are_completed_and_silence_is_no_error(desk: Desk, muster: Muster, policy: Path) -> None:
     def complete(url: str, words: str) -> str:
         environment = {"_MUSTER_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()))}
-        result = CliRunner(env={**environment, "MUSTER_URL": url}).invoke(app, [], prog_name="muster")
+        result = CliRunner(env={**environment, "MUSTER_URL": url, "MUSTER_TOKEN": desk.tokens["ben"]}).invoke(
+            app, [], prog_name="muster"
+        )
         assert result.stderr == ""
         return result.stdout
 

@@ -6,7 +6,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from harness.desk import MODEL, QUICK, Desk, Puppets, is_problem, open_desk, until, wait_for
@@ -102,14 +101,14 @@ def test_everybody_who_waits_is_listed_with_the_reason(desk: Desk, puppets: Pupp
     pages.append(desk.get(f"/rollouts/{rollout}/waiting", limit=4, cursor=pages[0]["next"]))
     assert [len(page["waiting"]) for page in pages] == [4, 2]
     assert pages[1]["next"] is None
-    page = httpx.get(f"{desk.controller.url}/rollouts/{rollout}", trust_env=False).text
+    page = desk.page(f"/rollouts/{rollout}").text
     assert "dev-07" in page
     assert "wave 2 waits for approval by ben" in page
     for shown in ("Evidence by metric", "latency", "/approve", "/pause", "/skip", "/abort"):
         assert shown in page, shown
 
-    assert is_problem(desk.order(rollout, "approve", actor="anna"), 409, "order-refused")
-    approved = desk.order(rollout, "approve", actor="ben", reason="looks well").json()
+    assert is_problem(desk.order(rollout, "approve", by="anna"), 409, "order-refused")
+    approved = desk.order(rollout, "approve", by="ben", reason="looks well").json()
     assert approved["approvals"]["given"][0]["by"] == "ben"
     until(lambda: desk.state(rollout) == "finished")
     puppets.come_back("dev-07")
@@ -143,16 +142,16 @@ def test_orders_are_obeyed_as_the_detail_says(desk: Desk, puppets: Puppets) -> N
     found = desk.get(f"/rollouts/{rollout}")
     assert found["pause"] == "undecided"
     assert found["orders"] == ["skip", "retry", "abort"]
-    assert is_problem(desk.order(rollout, "resume", actor="ben"), 409, "order-refused")
+    assert is_problem(desk.order(rollout, "resume", by="ben"), 409, "order-refused")
     assert is_problem(desk.order(rollout, "extend", seconds=-1), 422, "request-invalid")
     assert is_problem(desk.order(rollout, "extend", seconds=60), 409, "order-refused")
     bad = desk.get(f"/rollouts/{rollout}/members", outcome="bad", arm="treated")["members"]
     assert [member["cause"] for member in bad] == ["probation"]
     puppets.is_good = lambda _device, _version: True
-    assert desk.order(rollout, "retry", actor="ben", reason="the disk was full").status_code == 200
+    assert desk.order(rollout, "retry", by="ben", reason="the disk was full").status_code == 200
     again = lambda: desk.get(f"/rollouts/{rollout}/members", outcome="bad")["members"][0]["second"]  # noqa: E731
     until(lambda: again() == "good")
-    assert desk.order(rollout, "skip", actor="ben", reason="known").json()["state"] in ("running", "finished")
+    assert desk.order(rollout, "skip", by="ben", reason="known").json()["state"] in ("running", "finished")
     until(lambda: desk.state(rollout) == "finished")
     actors = {note["what"]: note["actor"] for note in desk.get("/notes", subject=rollout)["notes"]}
     assert actors["rollout_skip"] == actors["rollout_retry"] == "ben"
@@ -166,7 +165,7 @@ def test_a_rollback_at_once_uses_the_standby_slots_and_ends_what_is_under_way(de
     assert dry.status_code == 200
     assert (dry.json()["changing"], dry.json()["in_standby"], dry.json()["at_once"]) == (8, 8, True)
 
-    answer = desk.http.post(f"/models/{MODEL}/rollback", json={"to": "1.0.0", "actor": "ben", "reason": "sevens"})
+    answer = desk.http.post(f"/models/{MODEL}/rollback", json={"to": "1.0.0", "reason": "sevens"})
 
     assert answer.status_code == 201
     assert answer.json()["at_once"] is True
@@ -176,7 +175,7 @@ def test_a_rollback_at_once_uses_the_standby_slots_and_ends_what_is_under_way(de
     assert is_problem(desk.http.post(f"/models/{MODEL}/rollback", json={"to": "7.0.0"}), 404, "not-found")
     both = {"to": "2.0.0", "at_once": True, "policy": QUICK}
     assert is_problem(desk.http.post(f"/models/{MODEL}/rollback", json=both), 422, "policy-invalid")
-    by_policy = desk.http.post(f"/models/{MODEL}/rollback", json={"to": "2.0.0", "policy": QUICK, "actor": "ben"})
+    by_policy = desk.http.post(f"/models/{MODEL}/rollback", json={"to": "2.0.0", "policy": QUICK})
     assert by_policy.json()["at_once"] is False
     until(lambda: desk.state(by_policy.json()["id"]) == "finished")
 
@@ -209,7 +208,7 @@ def test_what_changed_is_told_with_who_did_it(desk: Desk, puppets: Puppets) -> N
 
     (moved,) = found["assignments"]
     assert (moved["before"], moved["after"], moved["devices"]) == ("1.0.0", "2.0.0", 4)
-    assert (moved["rollout"], moved["by"]) == (second, "operator")
+    assert (moved["rollout"], moved["by"]) == (second, desk.get("/session")["name"])
     assert [each["rollout"] for each in found["rollouts"]] == [second]
     assert {"what": "policy.alpha", "before": 0.05, "after": 0.01} in found["rollouts"][0]["policy_changes"]
     assert found["rollouts"][0]["compared_with"] == first

@@ -21,6 +21,7 @@ from harness.desk import MODEL, QUICK, Desk, Puppets, open_desk, until, wait_for
 from muster_controller.api import document
 
 EXAMPLES = 8  # Of each operation; with some thirty of them it takes half a minute.
+OPEN = ("/api/v1/login",)
 ENDLESS = "/stream"  # It answers for ever.
 CHECKS = (not_a_server_error, response_schema_conformance, content_type_conformance, status_code_conformance)
 
@@ -64,6 +65,22 @@ def test_no_request_is_a_server_error_and_answers_are_as_documented(case: schema
     make_meaningful(case, fleet)
     case.headers.pop("content-length", None)  # One that lies about the body has the server wait for the rest.
 
+    case.headers["Authorization"] = fleet.http.headers["Authorization"]
+
     response = case.call(base_url=fleet.controller.url, timeout=20.0)
 
     case.validate_response(response, checks=list(CHECKS))
+    if case.path not in OPEN:
+        for token in (None, "Bearer mst_000000000000." + "0" * 43):
+            case.headers.pop("Authorization")
+            case.headers.update({} if token is None else {"Authorization": token})
+            assert refused(case, fleet.controller.url), f"{case.method} {case.path} lets {token or 'nobody'} in"
+            case.headers["Authorization"] = ""
+
+
+def refused(case: schemathesis.Case, url: str) -> bool:
+    """Return whether the request, as it is, is turned away before any route sees it: because of who sends it, or before
+    that because of what kind of content it says it is."""
+    answer = case.call(base_url=url, timeout=20.0)
+    kinds = {401: "unauthenticated", 415: "content-type"}
+    return str(answer.json()["type"]).endswith(f":{kinds.get(answer.status_code)}")

@@ -20,6 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from harness.desk import local_token
 from harness.fleet_stage import MODEL, POLICY, Shelf, presence, twin
 from harness.ledgers import rederived
 from harness.postgres import Postgres, PostgresMissing, running_postgres
@@ -497,7 +498,7 @@ def test_of_two_servers_one_leads_and_the_other_takes_over(
     database = where()
     url = database if isinstance(database, str) else f"sqlite:///{database}"
     configs = [
-        ServerConfig(data=tmp_path / name, database=url, fleet=FLEET, port=0, broker_url=broker_url)
+        ServerConfig(data=tmp_path / name, database=url, fleet=FLEET, port=0, device_port=0, broker_url=broker_url)
         for name in ("one", "other")
     ]
     for config in configs:
@@ -511,11 +512,15 @@ def test_of_two_servers_one_leads_and_the_other_takes_over(
     device.start()
     topic = topics.build(FLEET, DeviceTopic(DeviceId("dev-0"), Channel.PRESENCE))
 
+    def who(controller: Controller) -> dict[str, str]:
+        return {"Authorization": f"Bearer {local_token(controller.data)}"}
+
     def ask(controller: Controller, method: str, path: str) -> httpx.Response:
-        return httpx.request(method, f"{controller.url}/api/v1{path}", trust_env=False, json=None)
+        return httpx.request(method, f"{controller.url}/api/v1{path}", headers=who(controller), trust_env=False)
 
     def order(controller: Controller) -> httpx.Response:
-        return httpx.post(f"{controller.url}/api/v1/rollouts/none/pause", json={"reason": "x"}, trust_env=False)
+        url = f"{controller.url}/api/v1/rollouts/none/pause"
+        return httpx.post(url, json={"reason": "x"}, headers=who(controller), trust_env=False)
 
     try:
         with Controller(configs[1]) as other, Controller(configs[0]) as one:

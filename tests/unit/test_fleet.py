@@ -258,6 +258,24 @@ def test_an_assignment_is_renewed_at_half_its_life(stage: Stage) -> None:
     assert after.expires_at > before.expires_at
 
 
+def test_with_another_assignment_key_every_assignment_is_signed_and_said_anew(stage: Stage) -> None:
+    stage.join("dev-a")
+    stage.join("dev-b")
+    stage.roll_out()
+    told = [each for each in stage.ledger.all_desired() if each.envelope]
+    stage.said.messages.clear()
+
+    stage.fleet.sign_anew()
+
+    assert told
+    for before in told:
+        after = stage.ledger.desired(before.device)
+        assert after.counter == before.counter + 1
+        assert after.models == before.models
+        assert stage.said.of(Channel.ASSIGNMENT, before.device) == [after.envelope]
+    assert not any(stage.said.in_transaction)
+
+
 def test_chunks_that_several_devices_want_are_sent_once(stage: Stage) -> None:
     digest = Shelf.manifest_.files[0].sha256
     for device in ("dev-a", "dev-b"):

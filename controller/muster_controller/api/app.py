@@ -1,9 +1,23 @@
 """Puts the API together: routes below /api/v1, problems, and the guard in front."""
 
+from typing import Any
+
 from fastapi import FastAPI
 
 from muster_controller import __version__
-from muster_controller.api import devices, diff, fleet, models, policies, problems, rollouts
+from muster_controller.api import (
+    audit,
+    devices,
+    diff,
+    fleet,
+    identity,
+    models,
+    operators,
+    policies,
+    problems,
+    rollouts,
+    sessions,
+)
 from muster_controller.api.guard import Guard
 from muster_controller.api.problems import MEDIA_TYPE, Problem
 from muster_controller.api.services import Services
@@ -12,19 +26,37 @@ PREFIX = "/api/v1"
 BODY_BYTES_MAX = 16 * 1024 * 1024  # Of JSON: a manifest and its metadata. Blobs have a limit of their own.
 
 DESCRIPTION = """
-Devices, releases and staged rollouts of one fleet. There is no authentication yet: the server listens on 127.0.0.1
-alone. Writes need the content type `application/json` (blobs: `application/octet-stream`). Errors are RFC 9457
-problems.
+Devices, releases and staged rollouts of one fleet. Every request comes from a principal: a bearer token
+(`muster token create`), or a session of the page. What it may do its role says, and for which devices its selector.
+Writes need the content type `application/json` (blobs: `application/octet-stream`). Errors are RFC 9457 problems.
 """
+
+
+class _App(FastAPI):
+    """Whose document says that a token is wanted."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            document = super().openapi()
+            document["components"]["securitySchemes"] = {
+                "token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "An API token, or the local token. Pages send their session's cookie instead.",
+                }
+            }
+            document["security"] = [{"token": []}]
+            document["paths"][f"{PREFIX}/login"]["post"]["security"] = []
+        return super().openapi()
 
 
 def create_app(services: Services) -> FastAPI:
     """Return the API over `services`; the page is added by `web`."""
-    app = FastAPI(
+    app = _App(
         title="Muster controller",
         version=__version__,
         description=DESCRIPTION,
-        openapi_url=f"{PREFIX}/openapi.json",
+        openapi_url=None,  # It is a route of ours, with a permission like any other: `fleet.openapi`.
         docs_url=None,  # Its page would load scripts from elsewhere.
         redoc_url=None,
         max_body_size=BODY_BYTES_MAX,
@@ -32,7 +64,8 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     problems.install(app)
-    for module in (fleet, devices, models, rollouts, policies, diff):
+    for module in (fleet, devices, models, rollouts, policies, diff, audit, sessions, operators, identity):
         app.include_router(module.router, prefix=PREFIX)
-    app.add_middleware(Guard)
+    app.include_router(fleet.outside)
+    app.add_middleware(Guard, edge=lambda: services.edge)
     return app

@@ -4,15 +4,17 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
+from muster_controller.api.authentication import require
 from muster_controller.api.fleet import Limit
 from muster_controller.api.schemas import DeviceDetail, DevicePage
 from muster_controller.api.services import Given
 from muster_controller.api.standing import Standing, select
 from muster_controller.api.views import device_detail, device_view
+from muster_controller.operators.roles import Permission
 from muster_shared.errors import WireError
 from muster_shared.ids import DeviceId
 
-router = APIRouter(prefix="/devices", tags=["devices"])
+router = APIRouter(prefix="/devices", tags=["devices"], dependencies=[require(Permission.VIEW)])
 
 
 def parse_labels(labels: list[str]) -> dict[str, str]:

@@ -4,11 +4,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
+from muster_controller.api.authentication import require
 from muster_controller.api.changes import BASELINE_SET, Between, time_diff
 from muster_controller.api.device_diff import device_diff
 from muster_controller.api.schemas import DeviceDiff, TimeDiff
 from muster_controller.api.services import Given, Services
 from muster_controller.core.rollout.state import Rollout
+from muster_controller.operators.roles import Permission
 from muster_controller.ports import Issued
 from muster_shared.errors import WireError
 from muster_shared.ids import DeviceId, ModelName, RolloutId
@@ -17,7 +19,7 @@ ROLLOUTS_MAX = 200
 NOTES_MAX = 5000
 EVENTS_MAX = 20_000
 
-router = APIRouter(prefix="/diff", tags=["diff"])
+router = APIRouter(prefix="/diff", tags=["diff"], dependencies=[require(Permission.VIEW)])
 
 
 @router.get("")
@@ -53,8 +55,11 @@ def show_device_diff(
 def _read(given: Services, begin: float, end: float, model: str | None, device: str | None) -> Between:
     reader = given.reader
     only = None if device is None else DeviceId(device)
-    before, after = reader.told(begin, only), reader.told(end, only)
-    notes = [entry.note for entry in reader.notes(since=begin, until=end, limit=NOTES_MAX)]
+    before, after = (
+        {name: issued for name, issued in reader.told(at, only).items() if given.sees(name)} for at in (begin, end)
+    )
+    found_notes = (entry.note for entry in reader.notes(since=begin, until=end, limit=NOTES_MAX))
+    notes = [note for note in found_notes if given.sees_subject(note.subject)]
     baselines_before = [entry.note for entry in reader.notes(what=(BASELINE_SET,), until=begin, limit=ROLLOUTS_MAX)]
     alive = reader.rollouts(ROLLOUTS_MAX, model=model, since=begin, until=end)
     rollouts = {rollout.id: rollout for rollout in alive}
@@ -77,7 +82,11 @@ def _read(given: Services, begin: float, end: float, model: str | None, device: 
         policies_before={name: found for name, found in earlier.items() if found is not None},
         notes=list(reversed(notes)),
         baselines_before=baselines_before,
-        events=[entry.event for entry in reader.events(device=only, since=begin, until=end, limit=EVENTS_MAX)],
+        events=[
+            entry.event
+            for entry in reader.events(device=only, since=begin, until=end, limit=EVENTS_MAX)
+            if given.sees(entry.event.device)
+        ],
     )
 
 

@@ -8,6 +8,7 @@ import anyio.to_thread
 from fastapi import APIRouter, Header, HTTPException, Path, Query, Request, Response
 from fastapi.responses import FileResponse
 
+from muster_controller.api.authentication import require
 from muster_controller.api.hub import Change
 from muster_controller.api.schemas import (
     BlobStored,
@@ -23,6 +24,7 @@ from muster_controller.api.schemas import (
 from muster_controller.api.services import Given
 from muster_controller.api.views import model_views, version_detail
 from muster_controller.errors import NotFound
+from muster_controller.operators.roles import Permission
 from muster_controller.registry.metadata import RELEASE_PREFIX, release_role
 from muster_shared import ids
 from muster_shared.bundle import FILE_BYTES_MAX, parse_manifest
@@ -30,10 +32,13 @@ from muster_shared.ids import ModelName
 
 router = APIRouter()
 
+READ = [require(Permission.VIEW)]
+PUBLISH = [require(Permission.PUBLISH)]
+
 Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 in lower-case hex.")]
 
 
-@router.get("/models", tags=["models"])
+@router.get("/models", tags=["models"], dependencies=READ)
 def list_models(
     given: Given,
     limit: Annotated[int, Query(ge=1, le=1000, description="At most so many.")] = 1000,
@@ -44,7 +49,7 @@ def list_models(
     return ModelPage(models=found[:limit], next=found[limit - 1].name if len(found) > limit else None)
 
 
-@router.get("/models/{model}", tags=["models"])
+@router.get("/models/{model}", tags=["models"], dependencies=READ)
 def show_model(given: Given, model: str) -> ModelView:
     found = next((each for each in _models(given) if each.name == model), None)
     if found is None:
@@ -52,7 +57,7 @@ def show_model(given: Given, model: str) -> ModelView:
     return found
 
 
-@router.get("/models/{model}/versions/{version}", tags=["models"])
+@router.get("/models/{model}/versions/{version}", tags=["models"], dependencies=READ)
 def show_version(given: Given, model: str, version: str) -> VersionDetail:
     """One release: what its manifest says."""
     release = given.releases.release(ModelName(model), version)
@@ -62,7 +67,7 @@ def show_version(given: Given, model: str, version: str) -> VersionDetail:
     return version_detail(release, manifest)
 
 
-@router.get("/models/{model}/metadata", tags=["models"], response_class=Response)
+@router.get("/models/{model}/metadata", tags=["models"], dependencies=READ, response_class=Response)
 def model_metadata(given: Given, model: str) -> Response:
     """The current signed metadata of the model's release role: what the next release is signed upon."""
     repository = given.releases.repository
@@ -72,7 +77,7 @@ def model_metadata(given: Given, model: str) -> Response:
     return Response(found, media_type="application/json")
 
 
-@router.post("/models/{model}/releases", tags=["models"], status_code=201)
+@router.post("/models/{model}/releases", tags=["models"], dependencies=PUBLISH, status_code=201)
 async def publish_release(given: Given, model: str, publication: Publication, response: Response) -> Published:
     """Take signed metadata with the release that it adds. The files go to `PUT /blobs/{sha256}` before."""
     name = ModelName(ids.name(model, "model"))
@@ -89,8 +94,8 @@ async def publish_release(given: Given, model: str, publication: Publication, re
     return Published(changed=changed, model=name, versions=versions)
 
 
-@router.get("/blobs/{sha256}", tags=["blobs"], response_class=FileResponse)
-@router.head("/blobs/{sha256}", tags=["blobs"], response_class=FileResponse, include_in_schema=False)
+@router.get("/blobs/{sha256}", tags=["blobs"], dependencies=READ, response_class=FileResponse)
+@router.head("/blobs/{sha256}", tags=["blobs"], dependencies=READ, response_class=FileResponse, include_in_schema=False)
 def read_blob(given: Given, sha256: Digest) -> FileResponse:
     """A file by its content; ranges are served."""
     blobs = given.releases.blobs
@@ -107,6 +112,7 @@ def read_blob(given: Given, sha256: Digest) -> FileResponse:
 @router.put(
     "/blobs/{sha256}",
     tags=["blobs"],
+    dependencies=PUBLISH,
     max_body_size=FILE_BYTES_MAX,
     openapi_extra={
         "requestBody": {
@@ -134,20 +140,20 @@ async def store_blob(
     return BlobStored(sha256=sha256, length=blobs.length(digest), created=is_new)
 
 
-@router.get("/trust", tags=["trust"])
+@router.get("/trust", tags=["trust"], dependencies=READ)
 def list_trust(given: Given) -> TrustPage:
     """The TUF metadata that devices get."""
     files = [name for message in given.releases.trust_messages() for name in message.files]
     return TrustPage(files=sorted(files), expiries=given.expiries())
 
 
-@router.get("/trust/online-keys", tags=["trust"], response_class=Response)
+@router.get("/trust/online-keys", tags=["trust"], dependencies=READ, response_class=Response)
 def online_keys(given: Given) -> Response:
     """The public halves of this controller's keys: what the operator's offline keys vouch for."""
     return Response(given.online_keys, media_type="application/json")
 
 
-@router.get("/trust/{file:path}", tags=["trust"], response_class=Response)
+@router.get("/trust/{file:path}", tags=["trust"], dependencies=READ, response_class=Response)
 def read_trust(given: Given, file: str) -> Response:
     """One metadata file, exactly as it was signed."""
     for message in given.releases.trust_messages():
@@ -156,20 +162,25 @@ def read_trust(given: Given, file: str) -> Response:
     raise HTTPException(404, f"there is no metadata file {file!r}; GET /api/v1/trust lists them")
 
 
-@router.post("/trust/offline", tags=["trust"])
+@router.post("/trust/offline", tags=["trust"], dependencies=PUBLISH)
 async def bring_offline(given: Given, offline: OfflineTrust) -> TrustChanged:
     """Take the operator's next root and targets."""
+    before = given.releases.repository.assignment_keys()
     changed = await anyio.to_thread.run_sync(
         given.releases.accept_offline,
         offline.root.encode(),
         offline.targets.encode(),
         offline.keys.encode(),
         given.now(),
+        [each.encode() for each in offline.between],
+        {role: each.encode() for role, each in offline.releases.items()},
     )
     if changed:
         told = (each for each in given.expiries() if each.role in ("root", "targets"))
         roles = ", ".join(f"{each.role} {each.version}" for each in told)
         await given.republish_trust("trust_changed", "trust", f"offline metadata: {roles}")
+        if before not in (frozenset(), given.releases.repository.assignment_keys()):
+            await given.fleet.call(lambda fleet: fleet.sign_anew())
         given.hub.changed(Change("model", "all"))
     return TrustChanged(changed=changed)
 

@@ -5,13 +5,15 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from muster_controller.api.authentication import require
 from muster_controller.api.planning import check
 from muster_controller.api.schemas import PolicyChecked, PolicyQuestion
 from muster_controller.api.services import Given
 from muster_controller.core.policy import Policy, PolicyInvalid
+from muster_controller.operators.roles import Permission
 from muster_controller.policy_document import parse_policy, schema
 
-router = APIRouter(prefix="/policies", tags=["policies"])
+router = APIRouter(prefix="/policies", tags=["policies"], dependencies=[require(Permission.VIEW)])
 
 
 def read_policy(given: dict[str, Any] | str) -> Policy:

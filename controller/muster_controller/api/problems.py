@@ -16,6 +16,17 @@ from muster_controller.core.rollout.events import OrderRefused
 from muster_controller.core.selector import SelectorInvalid
 from muster_controller.db.errors import LedgerError, LedgerMisused, LedgerRefused
 from muster_controller.errors import Conflict, FleetUnavailable, NotFound
+from muster_controller.identity.errors import EnrolmentConflict, IdentityError
+from muster_controller.operators.errors import (
+    Forbidden,
+    LinkSpent,
+    LoginLocked,
+    LoginRefused,
+    OidcFailed,
+    OperatorExists,
+    PasswordUnfit,
+    Unauthenticated,
+)
 from muster_controller.registry.errors import (
     BlobMismatch,
     BlobMissing,
@@ -33,6 +44,14 @@ TYPE_PREFIX = "urn:muster:problem:"
 
 # The first line that fits an error counts, so a class stands before its base.
 PROBLEMS: tuple[tuple[type[Exception], int, str], ...] = (
+    (Unauthenticated, 401, "unauthenticated"),
+    (LoginRefused, 401, "login-refused"),
+    (LoginLocked, 429, "login-locked"),
+    (Forbidden, 403, "forbidden"),
+    (OperatorExists, 409, "operator-exists"),
+    (PasswordUnfit, 422, "password-unfit"),
+    (LinkSpent, 410, "link-spent"),
+    (OidcFailed, 502, "oidc-failed"),
     (NotFound, 404, "not-found"),
     (Conflict, 409, "conflict"),
     (OrderRefused, 409, "order-refused"),
@@ -48,6 +67,8 @@ PROBLEMS: tuple[tuple[type[Exception], int, str], ...] = (
     (WireError, 422, "name-invalid"),
     (KeyMissing, 500, "key-missing"),
     (RegistryError, 422, "registry-refused"),
+    (EnrolmentConflict, 409, "enrolment-conflict"),
+    (IdentityError, 422, "identity-refused"),
     (FleetUnavailable, 503, "unavailable"),
     (LedgerRefused, 500, "database-refused"),
     (LedgerMisused, 500, "internal"),
@@ -84,11 +105,12 @@ class Problem(BaseModel):
 class Refused(Exception):
     """A request that no route has seen: the guard's answer."""
 
-    def __init__(self, status: int, kind: str, detail: str) -> None:
+    def __init__(self, status: int, kind: str, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
         self.status = status
         self.kind = kind
         self.detail = detail
+        self.headers = headers
 
 
 def problem(
@@ -134,7 +156,8 @@ def install(app: FastAPI) -> None:
             log.error("request_failed", kind=kind, error=str(error))
         if isinstance(error, PolicyInvalid):
             return problem(status, kind, str(error), field=error.field, line=error.line)
-        return problem(status, kind, str(error))
+        wait = {"Retry-After": str(max(1, round(error.wait_s)))} if isinstance(error, LoginLocked) else None
+        return problem(status, kind, str(error), headers=wait)
 
     async def on_invalid(_request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)

@@ -4,8 +4,10 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Any
 
+import msgspec
 from fastapi import APIRouter, Path, Query, Response
 
+from muster_controller.api.authentication import Who, demand, require
 from muster_controller.api.paging import Offset, paged
 from muster_controller.api.planning import plan
 from muster_controller.api.policies import read_policy
@@ -31,16 +33,22 @@ from muster_controller.api.schemas import (
 )
 from muster_controller.api.schemas.rollouts import OutcomeWord
 from muster_controller.api.services import Given
-from muster_controller.core.policy import PolicyInvalid
+from muster_controller.core.policy import Policy, PolicyInvalid
 from muster_controller.core.rollout.events import Order
 from muster_controller.core.rollout.explain import Why, who_waits
 from muster_controller.core.rollout.outlook import outlook
 from muster_controller.core.rollout.state import ENDED, RolloutState
+from muster_controller.core.selector import contradiction
+from muster_controller.core.selector import parse as parse_selector
+from muster_controller.operators.errors import Forbidden
+from muster_controller.operators.roles import Permission, Principal, inside, narrowed
 from muster_shared.ids import ModelName, RolloutId
 
 PAGE_MAX = 1000
 
-router = APIRouter(tags=["rollouts"])
+router = APIRouter(tags=["rollouts"], dependencies=[require(Permission.VIEW)])
+
+OPERATE = [require(Permission.OPERATE)]
 
 Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="At most so many.")]
 PLANNED: dict[int | str, dict[str, Any]] = {200: {"model": Plan, "description": "A dry run: what would happen."}}
@@ -62,35 +70,42 @@ def list_rollouts(
     return RolloutPage(rollouts=views, next=views[-1].id if len(views) == limit else None)
 
 
-@router.post("/rollouts", status_code=201, responses=PLANNED)
-async def create_rollout(given: Given, order: RolloutOrder, response: Response) -> RolloutDetail | Plan:
+@router.post("/rollouts", status_code=201, responses=PLANNED, dependencies=OPERATE)
+async def create_rollout(given: Given, who: Who, order: RolloutOrder, response: Response) -> RolloutDetail | Plan:
     """Start bringing a release to the fleet, or (`dry_run`) say what that would do."""
-    policy = read_policy(order.policy)
+    policy = within(read_policy(order.policy), who)
     release = given.release(order.model, order.version)
     if order.dry_run:
         response.status_code = 200
         return plan(given.committed(), release, given.releases.manifest, policy)
     rollout = await given.fleet.call(
-        lambda fleet: fleet.create_rollout(release.model, release.version, policy, order.actor)
+        lambda fleet: fleet.create_rollout(release.model, release.version, policy, who.name)
     )
     response.headers["Location"] = f"/api/v1/rollouts/{rollout.id}"
     return rollout_detail(rollout, given.clock())
 
 
-@router.post("/models/{model}/rollback", status_code=201, responses=PLANNED)
-async def roll_back_model(given: Given, model: str, order: RollbackOrder, response: Response) -> RolloutDetail | Plan:
+@router.post("/models/{model}/rollback", status_code=201, responses=PLANNED, dependencies=OPERATE)
+async def roll_back_model(
+    given: Given, who: Who, model: str, order: RollbackOrder, response: Response
+) -> RolloutDetail | Plan:
     """Bring the fleet to an earlier release: at once, or by a rollout of the policy that is given."""
     if order.policy is not None and order.at_once:
         raise PolicyInvalid("at_once waits for no policy; give one of them", "at_once")
     if order.policy is None and order.at_once is False:
         raise PolicyInvalid("without at_once it goes by a policy; give one", "policy")
-    policy = None if order.policy is None else read_policy(order.policy)
+    policy = None if order.policy is None else within(read_policy(order.policy), who)
+    if policy is None and who.selector:
+        raise Forbidden(
+            f"a rollback at once is of every device, and yours are those of {who.selector}; give a policy:"
+            " then it goes to them alone"
+        )
     release = given.release(model, order.to)
     if order.dry_run:
         response.status_code = 200
         return plan(given.committed(), release, given.releases.manifest, policy)
     rollout = await given.fleet.call(
-        lambda fleet: fleet.roll_back(ModelName(model), order.to, order.actor, order.reason, policy)
+        lambda fleet: fleet.roll_back(ModelName(model), order.to, who.name, order.reason, policy)
     )
     response.headers["Location"] = f"/api/v1/rollouts/{rollout.id}"
     return rollout_detail(rollout, given.clock())
@@ -116,6 +131,8 @@ def list_members(
 
     def fitting(views: Iterable[MemberView]) -> Iterable[MemberView]:
         for view in views:
+            if not given.sees(view.device):
+                continue
             if outcome in (None, view.outcome) and wave in (None, view.wave) and arm in (None, view.arm):
                 yield view
 
@@ -134,7 +151,7 @@ def list_waiting(
     """Each device that has no outcome yet, or is out of it, and why."""
     rollout, now = given.rollout(RolloutId(rollout_id)), given.clock()
     fleet = presences(given.committed().devices, rollout)
-    found = list(who_waits(rollout, fleet, now))
+    found = [each for each in who_waits(rollout, fleet, now) if given.sees(each.device)]
     page, following = paged((each for each in found if why in (None, each.why)), cursor, limit)
     return WaitingPage(
         waiting=waiting_views(rollout, fleet, page),
@@ -153,16 +170,34 @@ def show_evidence(given: Given, rollout_id: str, limit: Limit = PAGE_MAX, cursor
     return EvidencePage(points=[point_view(point) for point in page], next=following)
 
 
-@router.post("/rollouts/{rollout_id}/{order}")
+@router.post("/rollouts/{rollout_id}/{order}", dependencies=OPERATE)
 async def order_rollout(
     given: Given,
+    who: Who,
     rollout_id: str,
     order: Annotated[Order, Path(description="What to do.")],
     said: Ordering,
 ) -> RolloutDetail:
     """Pause, resume, skip, retry, extend, approve, abort or roll back."""
+    if order is Order.APPROVE:
+        demand(who, Permission.APPROVE)
+    if who.selector and not inside(given.rollout(RolloutId(rollout_id)).policy.selector, who.selector):
+        raise Forbidden(
+            f"{rollout_id} is of devices beyond yours, which are those of {who.selector}; somebody who has them all"
+            " can order this"
+        )
     seconds = 0.0 if said.seconds is None else said.seconds
     rollout = await given.fleet.call(
-        lambda fleet: fleet.order(RolloutId(rollout_id), order, said.actor, said.reason, seconds)
+        lambda fleet: fleet.order(RolloutId(rollout_id), order, who.name, said.reason, seconds)
     )
     return rollout_detail(rollout, given.clock())
+
+
+def within(policy: Policy, who: Principal) -> Policy:
+    """Return the policy for those devices alone that are the principal's. Raises SelectorInvalid, Forbidden."""
+    if not who.selector:
+        return policy
+    both = narrowed(policy.selector, who.selector)
+    if contradiction(parse_selector(both)) is not None and contradiction(parse_selector(policy.selector)) is None:
+        raise Forbidden(f"{policy.selector} selects no device of yours, which are those of {who.selector}")
+    return msgspec.structs.replace(policy, selector=both)

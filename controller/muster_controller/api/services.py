@@ -1,23 +1,30 @@
 """What the routes and the page stand on, made by `server` and handed to the app."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import Depends, Request
 
+from muster_controller.api.authentication import Edge, Who
 from muster_controller.api.hub import Hub
 from muster_controller.api.rollout_views import rollout_summary
 from muster_controller.api.schemas import ExpiryView, Status, VersionView
 from muster_controller.api.standing import sums
 from muster_controller.api.views import newest_baselines
+from muster_controller.audit.book import AuditBook
 from muster_controller.core.rollout.state import Rollout
 from muster_controller.db.reader import LedgerReader
 from muster_controller.db.snapshot import Committed
 from muster_controller.errors import NotFound
 from muster_controller.fleet import Fleet
 from muster_controller.gateway.fleet_thread import FleetThread
+from muster_controller.groups import labels_of
+from muster_controller.identity.desk import IdentityDesk
+from muster_controller.operators.oidc import Oidc
+from muster_controller.operators.roles import Principal, fits
+from muster_controller.operators.service import Operators
 from muster_controller.ports import Device
 from muster_controller.releases import Releases
 from muster_shared import ids
@@ -42,6 +49,40 @@ class Services:
     hub: Hub
     broker_connected: Callable[[], bool]
     counters: Callable[[], dict[str, int]]
+    operators: Operators
+    edge: Edge
+    audit: AuditBook
+    identity: IdentityDesk
+    oidc: Oidc | None = None
+    viewer: Principal | None = None
+    """Whose eyes these services see with; None: the controller's own."""
+    whole: Callable[[], Committed] | None = None
+    """Where `committed` is a part: all of it."""
+
+    def seen_by(self, who: Principal) -> "Services":
+        """Return the services as `who` may see them: of the fleet, its devices alone."""
+        if not who.selector:
+            return replace(self, viewer=who)
+        found: list[Committed] = []
+
+        def committed() -> Committed:
+            if not found:
+                found.append(_part(self.committed(), who))
+            return found[0]
+
+        return replace(self, viewer=who, committed=committed, whole=self.committed)
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether some devices are out of sight."""
+        return self.viewer is not None and bool(self.viewer.selector)
+
+    def sees(self, device: str) -> bool:
+        return not self.is_partial or DeviceId(device) in self.committed().devices
+
+    def sees_subject(self, subject: str) -> bool:
+        """Return whether a line of history about `subject` may be told: all but other people's devices."""
+        return self.whole is None or self.sees(subject) or DeviceId(subject) not in self.whole().devices
 
     def now(self) -> datetime:
         return datetime.fromtimestamp(self.clock(), UTC)
@@ -110,15 +151,31 @@ class Services:
 
         def say(fleet: Fleet) -> None:
             fleet.publish_trust()
-            fleet.note(what, subject, detail, "the holders of the keys")
+            fleet.note(what, subject, detail)
 
         await self.fleet.call(say)
 
 
-def services(request: Request) -> Services:
+async def services(request: Request) -> Services:
     found = request.app.state.services
     assert isinstance(found, Services)
     return found
 
 
-Given = Annotated[Services, Depends(services)]
+async def _seen(who: Who, found: Annotated[Services, Depends(services)]) -> Services:
+    return found.seen_by(who)
+
+
+Given = Annotated[Services, Depends(_seen)]
+"""The services, as the principal may see them."""
+Bare = Annotated[Services, Depends(services)]
+"""The services themselves: for the few routes that nobody has to be known for."""
+
+
+def _part(fleet: Committed, who: Principal) -> Committed:
+    devices = {name: device for name, device in fleet.devices.items() if fits(who, labels_of(device))}
+    return replace(
+        fleet,
+        devices=devices,
+        desired={name: desired for name, desired in fleet.desired.items() if name in devices},
+    )

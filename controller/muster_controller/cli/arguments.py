@@ -1,14 +1,10 @@
-"""Arguments and options that many commands share, with their completion, and who gives orders."""
+"""Arguments and options that many commands share, with their completion."""
 
-import getpass
-import os
 from typing import Annotated
 
 import typer
 
 from muster_controller.cli import completion
-
-ACTOR_VARIABLE = "MUSTER_ACTOR"
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RolloutArgument = Annotated[
@@ -23,17 +19,3 @@ ModelOption = Annotated[
 ]
 Reason = Annotated[str, typer.Option("--reason", "-r", help="For the history.")]
 Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
-As = Annotated[
-    str | None,
-    typer.Option("--as", envvar=ACTOR_VARIABLE, help="Who orders it, for the history. Default: your login name."),
-]
-
-
-def actor(given: str | None) -> str:
-    """Return in whose name an order is given."""
-    if given:
-        return given
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # A container may have no name for its user.
-        return f"uid-{os.getuid()}"

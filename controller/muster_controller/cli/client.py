@@ -1,27 +1,43 @@
-"""A thin client of the HTTP API, and where the controller is found. Problems become messages and exit codes."""
+"""A thin client of the HTTP API, and where the controller and one's token are found. Problems become exit codes.
+
+The token: MUSTER_TOKEN, else that of `muster login` for this URL, else the local token of the data folder whose
+controller this is.
+"""
 
 import os
+import ssl
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
+from urllib.parse import urlsplit
 
 import httpx
 import typer
 from rich.console import Console
 
+from muster_controller.cli import logins
 from muster_controller.config import DATA, HOST, PORT
 from muster_controller.errors import ServerUnavailable
+from muster_controller.operators.local import read_local
 from muster_controller.whereabouts import read_running
 from muster_shared.errors import MusterError
 
 URL_VARIABLE = "MUSTER_URL"
+TOKEN_VARIABLE = "MUSTER_TOKEN"
+CA_VARIABLE = "MUSTER_CA"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TIMEOUT_S = 40.0  # Longer than the controller lets an order wait.
 PAGE = 200  # What every listing gives at once.
 PIECE_BYTES = 256 * 1024
+LINE_BYTES_MAX = 1024 * 1024
 
-EXIT_CODES = "Exit codes: 0 done, 1 refused or failed, 2 usage, 4 no such thing, 5 conflict, 6 no controller answers."
-_EXITS = {404: 4, 409: 5, 503: 6}
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 refused or failed, 2 usage, 4 no such thing, 5 conflict, 6 no controller answers, 7 log in."
+)
+_EXITS = {401: 7, 404: 4, 409: 5, 503: 6}
 
 
 class ApiProblem(MusterError):
@@ -33,12 +49,33 @@ class ApiProblem(MusterError):
         self.kind = kind
 
 
+@dataclass(frozen=True)
+class Where:
+    """A controller, and how it knows us."""
+
+    url: str
+    token: str | None = field(default=None, repr=False)
+    ca: Path | None = None
+    """PEM of the CA of its certificate, which counts alone; None: those that this machine trusts."""
+    own_ca: Path | None = None
+    """Of a controller on this machine: the root of its fleet CA, which counts beside those."""
+
+
 class Api:
     """One controller's API. Use it as a context manager."""
 
-    def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
-        self.url = url.rstrip("/")
-        self._http = httpx.Client(base_url=f"{self.url}/api/v1", timeout=timeout_s, trust_env=False)
+    def __init__(self, where: Where, *, timeout_s: float = TIMEOUT_S) -> None:
+        self.url = where.url.rstrip("/")
+        self.token = where.token
+        parts = urlsplit(self.url)
+        self.is_private = parts.scheme == "https" or parts.hostname in LOOPBACK
+        """Whether nobody in between can read what is sent."""
+        if where.token is not None and not self.is_private:
+            raise ServerUnavailable(f"{self.url} would carry your token in the clear; use https")
+        headers = {} if where.token is None else {"Authorization": f"Bearer {where.token}"}
+        self._http = httpx.Client(
+            base_url=f"{self.url}/api/v1", timeout=timeout_s, trust_env=False, headers=headers, verify=_trust(where)
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -65,10 +102,25 @@ class Api:
         return found
 
     def post(self, path: str, body: object) -> Any:
-        return self._send("POST", path, json=body).json()
+        """Return the JSON of the answer, None of an empty one. Raises ApiProblem, ServerUnavailable."""
+        answer = self._send("POST", path, json=body)
+        return answer.json() if answer.content else None
+
+    def delete(self, path: str) -> None:
+        """Raises ApiProblem, ServerUnavailable."""
+        self._send("DELETE", path, headers={"Content-Type": "application/json"})
 
     def read(self, path: str) -> bytes:
         return self._send("GET", path).content
+
+    @contextmanager
+    def lines(self, path: str, params: Mapping[str, str | int]) -> Iterator[Iterator[bytes]]:
+        """Give the lines of a long text, each with its end, as they arrive. Raises ApiProblem, ServerUnavailable."""
+        with self._reached(), self._http.stream("GET", path, params=dict(params)) as answer:
+            if not answer.is_success:
+                answer.read()
+                raise _problem(answer, f"GET {path}")
+            yield _lines(answer.iter_bytes())
 
     def has(self, path: str) -> bool:
         try:
@@ -96,34 +148,90 @@ class Api:
         self._send("PUT", f"/blobs/{sha256}", content=pieces(), headers=headers)
 
     def _send(self, method: str, path: str, **how: Any) -> httpx.Response:
-        try:
+        with self._reached():
             answer = self._http.request(method, path, **how)
+        if answer.is_success:
+            return answer
+        raise _problem(answer, f"{method} {path}")
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
         except httpx.HTTPError as error:
             raise ServerUnavailable(
                 f"no controller answers at {self.url} ({error}); start one with `muster serve`, or name it with --url"
             ) from error
-        if answer.is_success:
-            return answer
-        try:
-            said = answer.json() if answer.content else {}
-        except ValueError:
-            said = {}
-        kind = str(said.get("type", "")).rpartition(":")[2]
-        raise ApiProblem(answer.status_code, kind, str(said.get("detail", f"{method} {path}: {answer.status_code}")))
+
+
+def _trust(where: Where) -> ssl.SSLContext | bool:
+    """Return whose certificates count. Raises ServerUnavailable."""
+    if not where.url.startswith("https:"):
+        return True
+    try:
+        context = ssl.create_default_context(cafile=None if where.ca is None else str(where.ca))
+        if where.ca is None and where.own_ca is not None and where.own_ca.is_file():
+            context.load_verify_locations(cafile=str(where.own_ca))
+        return context
+    except OSError as error:  # ssl.SSLError is one.
+        raise ServerUnavailable(f"{where.ca or where.own_ca} is no file of certificates (PEM): {error}") from error
+
+
+def _problem(answer: httpx.Response, asked: str) -> ApiProblem:
+    try:
+        said = answer.json() if answer.content else {}
+    except ValueError:
+        said = {}
+    kind = str(said.get("type", "")).rpartition(":")[2]
+    return ApiProblem(answer.status_code, kind, str(said.get("detail", f"{asked}: {answer.status_code}")))
+
+
+def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Give whole lines, and pieces of those that are longer than LINE_BYTES_MAX."""
+    rest = b""
+    for piece in pieces:
+        *whole, rest = (rest + piece).split(b"\n")
+        yield from (line + b"\n" for line in whole)
+        if len(rest) > LINE_BYTES_MAX:
+            yield rest
+            rest = b""
+    if rest:
+        yield rest
 
 
 def connect(context: typer.Context) -> Api:
     """Return the API of the controller that the command line names, else of the one that runs in ./muster-data."""
     given = context.find_root().obj
-    return Api(find_url(given if isinstance(given, str) else None))
+    try:
+        return Api(find(given if isinstance(given, str) else None, ca_of(context)))
+    except MusterError as error:
+        refuse(error)
 
 
-def find_url(given: str | None) -> str:
-    """Return where the controller is: as given, else as the one that runs in ./muster-data says."""
-    if given:
-        return given
-    running = read_running(Path(os.environ.get("MUSTER_DATA", DATA)))
-    return running.url if running is not None else f"http://{HOST}:{PORT}"
+def ca_of(context: typer.Context) -> Path | None:
+    """Return the CA that the command line names."""
+    found = context.find_root().params.get("ca")
+    return found if isinstance(found, Path) else None
+
+
+def find(given: str | None, ca: Path | None = None) -> Where:
+    """Return where the controller is, and our token for it.
+
+    Args:
+        given: Its URL, if the command line says so; else as the one that runs in ./muster-data says.
+    Raises:
+        LoginsUnreadable.
+    """
+    data = Path(os.environ.get("MUSTER_DATA", DATA))
+    running = read_running(data)
+    url = (given or (running.url if running is not None else f"http://{HOST}:{PORT}")).rstrip("/")
+    token = os.environ.get(TOKEN_VARIABLE) or None
+    if token is None and (login := logins.find(url)) is not None:
+        token = login.token
+    is_here = running is not None and url == running.url
+    if token is None and is_here:
+        token = read_local(data)
+    return Where(url, token, ca, data / "ca" / "root.pem" if is_here else None)
 
 
 def refuse(error: MusterError | OSError) -> NoReturn:

@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from muster_controller.cli.client import URL_VARIABLE, Api, find_url
+from muster_controller.cli.client import URL_VARIABLE, Api, ca_of, find
 from muster_shared.errors import MusterError
 
 TIMEOUT_S = 1.0
@@ -46,7 +46,7 @@ def devices(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
 def _ask(context: typer.Context, path: str, **params: str | int) -> dict[str, Any]:
     given = context.find_root().params.get("url") or os.environ.get(URL_VARIABLE)
     try:
-        with Api(find_url(given), timeout_s=TIMEOUT_S) as api:
+        with Api(find(given, ca_of(context)), timeout_s=TIMEOUT_S) as api:
             found = api.get(path, params)
     except (MusterError, OSError, ValueError):
         return {}

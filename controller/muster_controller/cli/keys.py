@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from muster_controller.cli import ceremony
 from muster_controller.cli.output import emit, fail
 from muster_controller.registry.keys import (
     PASSPHRASE_VARIABLE,
@@ -23,6 +24,7 @@ app = typer.Typer(
     help=f"Signing keys (ed25519). {PASSPHRASE_VARIABLE} encrypts new private keys and opens encrypted ones.",
     no_args_is_help=True,
 )
+app.add_typer(ceremony.app, name="ceremony")
 
 Folder = Annotated[Path, typer.Option("--folder", "-f", help="Where the keys are.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -7,16 +7,31 @@ when it is called, or when the commands beside it are listed.
 
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from muster_controller import __version__
-from muster_controller.cli import devices, keys, models, policies, rollouts, trust
-from muster_controller.cli.client import EXIT_CODES, URL_VARIABLE
+from muster_controller.cli import (
+    audit,
+    broker,
+    ca,
+    devices,
+    enroll_tokens,
+    keys,
+    models,
+    policies,
+    rollouts,
+    tokens,
+    trust,
+    users,
+)
+from muster_controller.cli.client import CA_VARIABLE, EXIT_CODES, URL_VARIABLE
 from muster_controller.cli.diff import diff
 from muster_controller.cli.init import init
+from muster_controller.cli.login import login, logout, whoami
 from muster_controller.cli.output import fail
 from muster_controller.cli.rollback import rollback
 from muster_controller.cli.serve import serve
@@ -64,14 +79,23 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(init)
 app.command()(status)
+app.command(epilog=EXIT_CODES)(login)
+app.command(epilog=EXIT_CODES)(logout)
+app.command(epilog=EXIT_CODES)(whoami)
 app.command(epilog=EXIT_CODES)(rollback)
 app.command(epilog=EXIT_CODES)(diff)
 app.add_typer(models.app, name="model")
 app.add_typer(rollouts.app, name="rollout", cls=_RolloutGroup)
 app.add_typer(policies.app, name="policy")
 app.add_typer(devices.app, name="device")
+app.add_typer(enroll_tokens.app, name="enroll-token")
+app.add_typer(ca.app, name="ca")
+app.add_typer(broker.app, name="broker")
 app.add_typer(keys.app, name="key")
 app.add_typer(trust.app, name="trust")
+app.add_typer(users.app, name="user")
+app.add_typer(tokens.app, name="token")
+app.add_typer(audit.app, name="audit")
 
 
 def _say_version(wanted: bool) -> None:
@@ -86,6 +110,9 @@ def root(
     url: Annotated[
         str | None,
         typer.Option(envvar=URL_VARIABLE, help="The controller. Default: the one of ./muster-data, else port 8080."),
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option(envvar=CA_VARIABLE, help="The CA of the controller's certificate, PEM.")
     ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which version this is.")

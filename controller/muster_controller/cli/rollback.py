@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from muster_controller.cli import completion, rollout_watch
-from muster_controller.cli.arguments import As, AsJson, ModelArgument, Reason, actor
+from muster_controller.cli.arguments import AsJson, ModelArgument, Reason
 from muster_controller.cli.client import EXIT_CODES, connect, refuse
 from muster_controller.cli.output import emit
 from muster_controller.cli.plans import print_plan
@@ -29,7 +29,6 @@ def rollback(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and do nothing.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Then follow it, as `muster rollout watch`.")] = False,
     reason: Reason = "",
-    by: As = None,
     as_json: AsJson = False,
 ) -> None:
     """Bring every device to an earlier release of a model: from its standby slot where it keeps it, without a download.
@@ -38,7 +37,7 @@ def rollback(
     counter.
     """
     try:
-        body: dict[str, object] = {"to": to, "reason": reason, "actor": actor(by), "at_once": at_once}
+        body: dict[str, object] = {"to": to, "reason": reason, "at_once": at_once}
         if policy is not None:
             body["policy"] = policy_of(policy)
         with connect(context) as api:

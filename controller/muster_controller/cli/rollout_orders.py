@@ -1,11 +1,11 @@
-"""`muster rollout pause|resume|skip|retry|extend|approve|abort|rollback`: orders, each with a name and a reason."""
+"""`muster rollout pause|resume|skip|retry|extend|approve|abort|rollback`: orders, each with a reason."""
 
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from muster_controller.cli.arguments import As, AsJson, Reason, RolloutArgument, actor
+from muster_controller.cli.arguments import AsJson, Reason, RolloutArgument
 from muster_controller.cli.client import EXIT_CODES, connect, refuse
 from muster_controller.cli.output import emit
 from muster_controller.cli.times import length
@@ -17,32 +17,24 @@ def register(app: typer.Typer) -> None:
         app.command(epilog=EXIT_CODES)(command)
 
 
-def pause(
-    context: typer.Context, rollout: RolloutArgument, reason: Reason = "", by: As = None, as_json: AsJson = False
-) -> None:
+def pause(context: typer.Context, rollout: RolloutArgument, reason: Reason = "", as_json: AsJson = False) -> None:
     """Tell no further device; what is under way goes on, and the evidence can still abort it."""
-    _order(context, rollout, "pause", reason, by, as_json)
+    _order(context, rollout, "pause", reason, as_json)
 
 
-def resume(
-    context: typer.Context, rollout: RolloutArgument, reason: Reason = "", by: As = None, as_json: AsJson = False
-) -> None:
+def resume(context: typer.Context, rollout: RolloutArgument, reason: Reason = "", as_json: AsJson = False) -> None:
     """Go on after a pause by hand. A wave that the gate could not decide passes by `skip` alone."""
-    _order(context, rollout, "resume", reason, by, as_json)
+    _order(context, rollout, "resume", reason, as_json)
 
 
-def skip(
-    context: typer.Context, rollout: RolloutArgument, reason: Reason = "", by: As = None, as_json: AsJson = False
-) -> None:
+def skip(context: typer.Context, rollout: RolloutArgument, reason: Reason = "", as_json: AsJson = False) -> None:
     """Let the present wave pass whatever the gate says of it, in your name."""
-    _order(context, rollout, "skip", reason, by, as_json)
+    _order(context, rollout, "skip", reason, as_json)
 
 
-def retry(
-    context: typer.Context, rollout: RolloutArgument, reason: Reason = "", by: As = None, as_json: AsJson = False
-) -> None:
+def retry(context: typer.Context, rollout: RolloutArgument, reason: Reason = "", as_json: AsJson = False) -> None:
     """Have every failed device try once more. What was counted stays counted."""
-    _order(context, rollout, "retry", reason, by, as_json)
+    _order(context, rollout, "retry", reason, as_json)
 
 
 def extend(
@@ -50,7 +42,6 @@ def extend(
     rollout: RolloutArgument,
     by_time: Annotated[str, typer.Option("--by", help='How much longer, such as "30m" or "2h".')],
     reason: Reason = "",
-    by: As = None,
     as_json: AsJson = False,
 ) -> None:
     """Give the devices under way more time before their silence counts."""
@@ -58,28 +49,22 @@ def extend(
         seconds = length(by_time)
     except MusterError as error:
         refuse(error)
-    _order(context, rollout, "extend", reason, by, as_json, seconds)
+    _order(context, rollout, "extend", reason, as_json, seconds)
 
 
-def approve(
-    context: typer.Context, rollout: RolloutArgument, reason: Reason = "", by: As = None, as_json: AsJson = False
-) -> None:
+def approve(context: typer.Context, rollout: RolloutArgument, reason: Reason = "", as_json: AsJson = False) -> None:
     """Agree with what comes next: the next wave, or the end."""
-    _order(context, rollout, "approve", reason, by, as_json)
+    _order(context, rollout, "approve", reason, as_json)
 
 
-def abort(
-    context: typer.Context, rollout: RolloutArgument, reason: Reason = "", by: As = None, as_json: AsJson = False
-) -> None:
+def abort(context: typer.Context, rollout: RolloutArgument, reason: Reason = "", as_json: AsJson = False) -> None:
     """End it, and do with its devices what its policy says: by default they go back to what they ran."""
-    _order(context, rollout, "abort", reason, by, as_json)
+    _order(context, rollout, "abort", reason, as_json)
 
 
-def rollback(
-    context: typer.Context, rollout: RolloutArgument, reason: Reason = "", by: As = None, as_json: AsJson = False
-) -> None:
+def rollback(context: typer.Context, rollout: RolloutArgument, reason: Reason = "", as_json: AsJson = False) -> None:
     """Take a finished rollout back: every device of it returns. To any other release: `muster rollback MODEL`."""
-    _order(context, rollout, "rollback", reason, by, as_json)
+    _order(context, rollout, "rollback", reason, as_json)
 
 
 def _order(
@@ -87,11 +72,10 @@ def _order(
     rollout: str,
     order: str,
     reason: str,
-    by: str | None,
     as_json: bool,
     seconds: float | None = None,
 ) -> None:
-    body: dict[str, str | float] = {"reason": reason, "actor": actor(by)}
+    body: dict[str, str | float] = {"reason": reason}
     if seconds is not None:
         body["seconds"] = seconds
     try:

@@ -9,14 +9,12 @@ from rich.table import Table
 
 from muster_controller.cli import rollout_explain, rollout_orders, rollout_watch
 from muster_controller.cli.arguments import (
-    As,
     AsJson,
     Limit,
     ModelArgument,
     ModelOption,
     RolloutArgument,
     VersionArgument,
-    actor,
 )
 from muster_controller.cli.client import EXIT_CODES, connect, refuse
 from muster_controller.cli.output import emit
@@ -46,14 +44,13 @@ def create(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen, and do nothing.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Then follow it, as `muster rollout watch`.")] = False,
-    by: As = None,
     as_json: AsJson = False,
 ) -> None:
     """Begin bringing a release to the fleet, wave by wave."""
     try:
         written = policy_of(policy, wave or [], label or [], selector)
         with connect(context) as api:
-            order = {"model": model, "version": version, "policy": written, "dry_run": dry_run, "actor": actor(by)}
+            order = {"model": model, "version": version, "policy": written, "dry_run": dry_run}
             found = api.post("/rollouts", order)
     except (MusterError, OSError) as error:
         refuse(error)

@@ -12,7 +12,7 @@ from muster_controller.cli.client import EXIT_CODES, connect, refuse
 from muster_controller.cli.init import DEFAULT_OPERATOR
 from muster_controller.cli.output import emit
 from muster_controller.registry import durable
-from muster_controller.registry.operator import load_offline
+from muster_controller.registry.operator import all_roots, load_offline, newest_releases
 from muster_shared.errors import MusterError
 
 app = typer.Typer(help="Trust metadata.", no_args_is_help=True, epilog=EXIT_CODES)
@@ -42,7 +42,13 @@ def push(
     try:
         offline = load_offline(operator)
         with connect(context) as api:
-            body = {"root": offline.root.decode(), "targets": offline.targets.decode(), "keys": offline.keys.decode()}
+            body = {
+                "root": offline.root.decode(),
+                "targets": offline.targets.decode(),
+                "keys": offline.keys.decode(),
+                "between": [root.decode() for root in all_roots(operator)[:-1]],
+                "releases": {role: raw.decode() for role, raw in newest_releases(operator).items()},
+            }
             found = api.post("/trust/offline", body)
     except (MusterError, OSError) as error:
         refuse(error)

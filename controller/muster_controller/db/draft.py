@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from muster_controller.audit.audited import Entry
 from muster_controller.core.rollout.events import Changes, Plot
 from muster_controller.core.rollout.state import Rollout
 from muster_controller.ports import Baseline, Desired, Device, Issued, Note
@@ -35,6 +36,8 @@ class Draft:
     baselines: dict[BaselineKey, Baseline] = field(default_factory=dict)
     events: dict[EventId, tuple[Event, float]] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
+    audited: list[Entry] = field(default_factory=list)
+    """What the audit log has to say of some of the notes."""
 
     def save_rollout(self, rollout: RolloutId, saved: SavedRollout) -> None:
         earlier = self.rollouts.get(rollout)
@@ -51,6 +54,7 @@ class Draft:
         self.baselines |= inner.baselines
         self.events |= inner.events
         self.notes += inner.notes
+        self.audited += inner.audited
 
     @property
     def is_empty(self) -> bool:

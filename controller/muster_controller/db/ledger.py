@@ -18,8 +18,10 @@ from typing import Self
 
 from sqlalchemy import Connection
 
+from muster_controller.audit.audited import entry, is_audited
 from muster_controller.core.rollout.events import Changes, Plot
 from muster_controller.core.rollout.state import ENDED, Rollout
+from muster_controller.db.audit import append_all
 from muster_controller.db.cache import Cache
 from muster_controller.db.draft import Draft, SavedRollout, newest_first
 from muster_controller.db.engine import find_database
@@ -281,7 +283,11 @@ class SqlLedger:
         self._new_events = set(unknown) - self.reader.known_events(unknown) if unknown else set()
 
     def note(self, note: Note) -> None:
-        self._draft().notes.append(note)
+        """Write a line of history, and the same into the audit log if it tells of a change; who acts is known here."""
+        draft = self._draft()
+        draft.notes.append(note)
+        if is_audited(note):
+            draft.audited.append(entry(note))
 
     def notes(self, limit: int) -> Sequence[Note]:
         fresh = [note for draft in reversed(self._drafts) for note in reversed(draft.notes)][:limit]
@@ -309,6 +315,7 @@ class SqlLedger:
     def _commit(self, draft: Draft) -> None:
         with self._fenced() as connection:
             write(connection, draft)
+            append_all(connection, draft.audited)  # Last: everybody who appends waits for whoever has begun to.
         touched = self._cache.adopt(draft, self._cache.generation)
         self._new_events.difference_update(draft.events)
         self._tell(touched)

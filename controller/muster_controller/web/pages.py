@@ -1,6 +1,7 @@
 """Routes of the page. Reads only: its buttons send orders to the API."""
 
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,10 +13,12 @@ from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from muster_controller.api.authentication import require
 from muster_controller.api.devices import parse_labels
 from muster_controller.api.models import list_models
 from muster_controller.api.problems import classify
 from muster_controller.api.rollout_views import member_views, point_view, presences, rollout_summary, waiting_views
+from muster_controller.api.schemas import NoteView
 from muster_controller.api.services import Given, Services
 from muster_controller.api.standing import Standing, select
 from muster_controller.api.views import (
@@ -25,9 +28,11 @@ from muster_controller.api.views import (
     note_view,
     release_view,
 )
+from muster_controller.core.rollout.events import Order
 from muster_controller.core.rollout.explain import who_waits
 from muster_controller.core.rollout.state import Rollout
-from muster_controller.web import present
+from muster_controller.operators.roles import GRANTS, Permission, Principal, inside
+from muster_controller.web import forms, present
 from muster_shared.errors import MusterError
 from muster_shared.ids import DeviceId, RolloutId
 
@@ -40,14 +45,15 @@ WAITING_SHOWN = 200
 PANELS_SHOWN = 4  # Rollouts under way that the overview draws; the rest are listed.
 
 
-def add_pages(app: FastAPI, services: Services) -> None:
-    """Add the page and what it loads to `app`."""
+def add_pages(app: FastAPI, services: Services, *others: APIRouter) -> None:
+    """Add the page and what it loads to `app`, and routers of further pages."""
     app.state.templates = _environment(services)
-    app.include_router(router, include_in_schema=False)
+    for each in (router, *others):
+        app.include_router(each, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
 
 
-class _Page(APIRoute):
+class Page(APIRoute):
     """Shows our errors as pages, not as JSON."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -59,18 +65,29 @@ class _Page(APIRoute):
             except MusterError as error:
                 return render(request, "problem.html", status=classify(error)[0], problem=str(error))
             except RequestValidationError:
-                return render(request, "problem.html", status=422, problem="This filter does not exist.")
+                return render(
+                    request, "problem.html", status=422, problem="This does not fit: something is missing, or too long."
+                )
 
         return shown
 
 
-router = APIRouter(route_class=_Page, default_response_class=HTMLResponse)
+router = APIRouter(route_class=Page, default_response_class=HTMLResponse, dependencies=[require(Permission.VIEW)])
 
 
 def render(request: Request, template: str, *, status: int = 200, **values: object) -> HTMLResponse:
     environment: Environment = request.app.state.templates
-    body = environment.get_template(template).render(path=request.url.path, **values)
-    return HTMLResponse(body, status, headers={"Cache-Control": "no-store"})
+    who = forms.principal(request)
+    body = environment.get_template(template).render(
+        path=request.url.path,
+        who=who,
+        may=set() if who is None else {each.value for each in GRANTS[who.role]},
+        csrf=forms.token(request),
+        **values,
+    )
+    answer = HTMLResponse(body, status, headers={"Cache-Control": "no-store"})
+    forms.keep(request, answer)
+    return answer
 
 
 @router.get("/")
@@ -114,7 +131,7 @@ def overview(
         panels=[_panel(given, rollout, now) for rollout in running[:PANELS_SHOWN]],
         latest=[rollout_summary(rollout) for rollout in latest],
         has_releases=bool(given.releases.releases()),
-        notes=[note_view(entry) for entry in given.reader.notes(limit=NOTES_SHOWN)],
+        notes=_notes(given, NOTES_SHOWN),
         devices=[device_view(device, fleet.desired.get(device.id)) for device in page],
         found=len(found),
         next_cursor=page[-1].id if page and found[-1].id != page[-1].id else None,
@@ -153,8 +170,13 @@ def rollout_page(request: Request, given: Given, rollout_id: str) -> HTMLRespons
         request,
         "rollout.html",
         panel=_panel(given, rollout, now),
-        members=list(islice((each for each in member_views(rollout) if each.arm != "waiting"), MEMBERS_SHOWN)),
-        waiting=waiting_views(rollout, presence, waiting[:WAITING_SHOWN]),
+        members=list(
+            islice(
+                (each for each in member_views(rollout) if each.arm != "waiting" and given.sees(each.device)),
+                MEMBERS_SHOWN,
+            )
+        ),
+        waiting=waiting_views(rollout, presence, [each for each in waiting if given.sees(each.device)][:WAITING_SHOWN]),
         waiting_counts=present.waiting_counts(waiting),
         notes=[note_view(entry) for entry in given.reader.notes(subject=rollout.id, limit=50)],
         now=now,
@@ -178,8 +200,24 @@ def models_page(request: Request, given: Given) -> HTMLResponse:
     )
 
 
+def _notes(given: Services, limit: int) -> list[NoteView]:
+    found = given.reader.notes(limit=limit)
+    return [note_view(entry) for entry in found if given.sees_subject(entry.note.subject)]
+
+
 def _panel(given: Services, rollout: Rollout, now: float) -> present.RolloutPanel:
-    return present.rollout_panel(rollout, [point_view(point) for point in given.reader.points(rollout.id)], now)
+    panel = present.rollout_panel(rollout, [point_view(point) for point in given.reader.points(rollout.id)], now)
+    return replace(
+        panel, actions=tuple(each for each in panel.actions if _may_order(given.viewer, rollout, each.order))
+    )
+
+
+def _may_order(who: Principal | None, rollout: Rollout, order: Order) -> bool:
+    """Return whether the API would take this order from `who`: no other button is shown."""
+    if who is None or (who.selector and not inside(rollout.policy.selector, who.selector)):
+        return False
+    wanted = {Permission.OPERATE, Permission.APPROVE} if order is Order.APPROVE else {Permission.OPERATE}
+    return wanted <= GRANTS[who.role]
 
 
 def _environment(services: Services) -> Environment:

@@ -3,7 +3,7 @@
 The controller holds no key that could sign a release; the demo's operator has them all in one folder, as nobody should.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from muster_controller.api.schemas import (
     EventPage,
     EventView,
     Health,
+    LinkMade,
     MemberPage,
     MemberView,
     Published,
@@ -26,6 +27,8 @@ from muster_controller.api.schemas import (
     Status,
 )
 from muster_controller.core.policy import Policy
+from muster_controller.operators.local import read_local
+from muster_controller.operators.service import FIRST
 from muster_controller.policy_document import written
 from muster_controller.registry.bundles import MANIFEST
 from muster_controller.registry.metadata import release_role
@@ -36,7 +39,6 @@ from muster_shared.ids import DeviceId, ModelName
 
 TIMEOUT_S = 35.0  # Longer than the controller lets one of its own calls take.
 PAGE = 1000
-ACTOR = "demo"
 _HOLDERS = (1, 3)  # Two of the three release key holders are enough, whichever they are.
 
 T = TypeVar("T", bound=BaseModel)
@@ -49,15 +51,23 @@ class DeskRefused(MusterError):
 class Desk:
     """One operator. For one thread."""
 
-    def __init__(self, url: str, operator: Path) -> None:
+    def __init__(self, url: str, data: Path, operator: Path) -> None:
+        """
+        Args:
+            data: The controller's folder: its local token lets us in.
+        """
         self._operator = operator
-        self._http = httpx.Client(base_url=f"{url}/api/v1", timeout=TIMEOUT_S)
+        self._http = httpx.Client(base_url=f"{url}/api/v1", timeout=TIMEOUT_S, auth=_Local(data))
 
     def close(self) -> None:
         self._http.close()
 
     def health(self) -> Health:
         return self._get("/health", Health)
+
+    def link(self) -> str:
+        """Return where the first operator sets a password; the link before it is void."""
+        return self._post(f"/operators/{FIRST}/link", {}, LinkMade).link
 
     def status(self) -> Status:
         return self._get("/status", Status)
@@ -115,7 +125,7 @@ class Desk:
         return manifest
 
     def start_rollout(self, model: ModelName, version: str, policy: Policy) -> RolloutDetail:
-        order = {"model": model, "version": version, "policy": written(policy), "actor": ACTOR}
+        order = {"model": model, "version": version, "policy": written(policy)}
         return self._post("/rollouts", order, RolloutDetail)
 
     def _get(self, path: str, kind: type[T], **query: str | int) -> T:
@@ -135,6 +145,17 @@ class Desk:
         if response.is_error:
             raise DeskRefused(f"{method} {path}: {response.status_code} {response.text[:500]}")
         return response.content
+
+
+class _Local(httpx.Auth):
+    """Sends the local token, which is another after each start of the controller."""
+
+    def __init__(self, data: Path) -> None:
+        self._data = data
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        request.headers["Authorization"] = f"Bearer {read_local(self._data) or ''}"
+        yield request
 
 
 _JSON = "application/json"

@@ -119,10 +119,13 @@ class Stage:
             "--port": str(self.options.http_port),
             "--broker": self.options.broker.value,
             "--broker-port": str(self.broker_port),
+            "--device-port": "0",
             "--seed": str(plan.SEED),
         }
         words = [word for option in options.items() for word in option]
-        return Program("controller", [sys.executable, "-c", MUSTER, "serve", *words], self.log("controller"))
+        return Program(
+            "controller", [sys.executable, "-c", MUSTER, "serve", "--open-lab", *words], self.log("controller")
+        )
 
     def agent_program(self, agent: AgentPlan, broker_port: int) -> Program:
         """Write the configuration of an agent and return what runs it."""

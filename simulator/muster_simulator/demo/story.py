@@ -37,9 +37,9 @@ class Story:
         self._stage = stage
         self._crew = crew
         self._display = display
-        self._desk = Desk(stage.url, stage.operator)
+        self._desk = Desk(stage.url, stage.controller, stage.operator)
         self._hands = Hands(stage, crew, display, self._desk)
-        self._watcher = Watcher(stage.url)
+        self._watcher = Watcher(stage.url, stage.controller)
         self._line = WireCut(HOST, stage.broker_port)
         self._traffic: Traffic | None = None
         self._traffic_at = 0.0
@@ -113,6 +113,7 @@ class Story:
         hands.until("the controller answers", self._is_up, plan.READY_S, CONTROLLER)
         self._broker = hands.broker().name()
         self._display.say(f"controller at {stage.url}, its broker ({self._broker}) at {stage.broker_url}")
+        self._display.say(f"log in to its page as admin: {self._desk.link()}")
 
         self._line.start()
         crew.start(stage.load_program())

@@ -17,8 +17,8 @@ EVERY_S = 0.5
 class Watcher:
     """`lines` at any time, from any thread."""
 
-    def __init__(self, url: str) -> None:
-        self._desk = Desk(url, Path())
+    def __init__(self, url: str, data: Path) -> None:
+        self._desk = Desk(url, data, Path())
         self._traffic: Traffic | None = None
         self._status: Status | None = None
         self._reports: list[Report] = []

@@ -10,5 +10,4 @@ class Schema(BaseModel):
 
 
 Next = Annotated[str | None, Field(description="Give it as `cursor` for the next page; null on the last.")]
-Actor = Annotated[str, Field(min_length=1, max_length=64, description="Who orders it, for the history.")]
-Said = Annotated[str, Field(max_length=500, description="Why, for the history.")]
+Said = Annotated[str, Field(max_length=500, description="Why, for the history and the audit log.")]

@@ -77,6 +77,15 @@ class OfflineTrust(Schema):
     root: str
     targets: str
     keys: str
+    between: list[str] = Field(
+        default_factory=list,
+        max_length=64,
+        description="Roots between the controller's and this one, in order; it passes over those that it has.",
+    )
+    releases: dict[str, str] = Field(
+        default_factory=dict,
+        description="By role: the same releases signed with other keys, for models whose keys the targets change.",
+    )
 
 
 class TrustChanged(Schema):

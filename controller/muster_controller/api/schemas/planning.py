@@ -31,14 +31,13 @@ class RolloutOrder(Schema):
     version: VersionGiven
     policy: PolicyGiven = Field(default_factory=dict)
     dry_run: bool = Field(default=False, description="Say what would happen, and do nothing.")
-    actor: str = Field(default="operator", min_length=1, max_length=64)
 
 
 class RollbackOrder(Schema):
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
-        json_schema_extra={"example": {"to": "1.3.0", "actor": "anna", "reason": "1.4.0 reads sevens as ones"}},
+        json_schema_extra={"example": {"to": "1.3.0", "reason": "1.4.0 reads sevens as ones"}},
     )
 
     to: VersionGiven
@@ -48,7 +47,6 @@ class RollbackOrder(Schema):
     )
     dry_run: bool = Field(default=False, description="Say what would happen, and do nothing.")
     reason: str = Field(default="", max_length=500, description="For the history.")
-    actor: str = Field(default="operator", min_length=1, max_length=64)
 
 
 class Rival(Schema):

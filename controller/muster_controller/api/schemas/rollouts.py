@@ -216,14 +216,11 @@ class EvidencePage(Schema):
 
 
 class Ordering(Schema):
-    """Who orders it, and why."""
+    """Why it is ordered. Who does, the request's token or session says."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, json_schema_extra={"example": {"actor": "anna", "reason": "lunch"}}
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"example": {"reason": "lunch"}})
 
     reason: str = Field(default="", max_length=500, description="For the history.")
-    actor: str = Field(default="operator", min_length=1, max_length=64)
     seconds: float | None = Field(
         default=None, gt=0, le=90 * 86400.0, description="Of `extend`: how much longer devices have."
     )

@@ -41,6 +41,7 @@ async function refresh() {
   fetching = true;
   try {
     const answer = await fetch(location.href, { headers: { Accept: "text/html" }, cache: "no-store" });
+    if (answer.redirected) location.assign(answer.url); // The session is over: log in.
     if (!answer.ok) throw new Error(String(answer.status));
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
     for (const region of document.querySelectorAll("[data-live]")) swap(region, page.getElementById(region.id));
@@ -104,7 +105,7 @@ async function send(form) {
     const answer = await fetch(form.dataset.order, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ reason: form.elements.reason.value, actor: form.elements.actor.value.trim() || "web" }),
+      body: JSON.stringify({ reason: form.elements.reason.value }),
     });
     if (!answer.ok) throw new Error((await answer.json()).detail);
     form.closest("dialog").close();
@@ -129,4 +130,4 @@ document.addEventListener("submit", (event) => {
   send(event.target);
 });
 
-connect();
+if (link) connect(); // Who is not logged in is told nothing.

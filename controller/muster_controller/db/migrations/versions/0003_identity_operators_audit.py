@@ -56,7 +56,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("serial", name=op.f("pk_certificate")),
         sa.UniqueConstraint("nonce", name=op.f("uq_certificate_nonce")),
     )
-    op.create_index(op.f("ix_certificate_device"), "certificate", ["device", "issued_at"])
+    op.create_index(op.f("ix_certificate_device_issued_at"), "certificate", ["device", "issued_at"])
     op.create_index(op.f("ix_certificate_expires_at"), "certificate", ["expires_at"])
     op.create_table(
         "operator",
@@ -101,8 +101,8 @@ def upgrade() -> None:
         sa.Column("hash", sa.String(), nullable=False),
         sa.PrimaryKeyConstraint("ordinal", name=op.f("pk_audit")),
     )
-    op.create_index(op.f("ix_audit_subject"), "audit", ["subject", "ordinal"])
-    op.create_index(op.f("ix_audit_actor"), "audit", ["actor", "ordinal"])
+    op.create_index(op.f("ix_audit_subject_ordinal"), "audit", ["subject", "ordinal"])
+    op.create_index(op.f("ix_audit_actor_ordinal"), "audit", ["actor", "ordinal"])
     head = op.create_table(
         "audit_head",
         sa.Column("id", sa.Integer(), nullable=False),

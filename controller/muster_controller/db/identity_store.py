@@ -1,0 +1,266 @@
+"""Tokens, identities and certificates as rows, each change with its line of the audit log in one transaction.
+
+What may change is decided elsewhere (`identity.enrolment`); here it is made to hold when two do it at once: those who
+write do so one after the other, whichever controller they belong to.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import msgspec
+from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
+
+from muster_controller.acting import Acting
+from muster_controller.db import audit
+from muster_controller.db.side import SideDatabase
+from muster_controller.db.tables import CertificateRow, EnrolTokenRow, IdentityRow, table
+from muster_controller.identity.enrolment import Approval, Asked, Identity, IdentityState, Token
+from muster_shared.ids import DeviceId, Sha256
+
+_TOKEN, _IDENTITY, _CERTIFICATE = table(EnrolTokenRow), table(IdentityRow), table(CertificateRow)
+_serials: msgspec.json.Decoder[dict[str, DeviceId | None]] = msgspec.json.Decoder(dict[str, DeviceId | None])
+_labels: msgspec.json.Decoder[dict[str, str]] = msgspec.json.Decoder(dict[str, str])
+
+_WRITERS = 0x4D757374657241  # The advisory lock of those who write here; the number says "MusterA".
+
+FORGOTTEN = "."
+"""Stands in the name of a revoked identity whose device was forgotten: no device id has one. Its key stays refused."""
+
+
+@dataclass(frozen=True)
+class CertificateEntry:
+    """One certificate that was issued. Times are Unix seconds; `serial` is hex."""
+
+    serial: str
+    name: str
+    issued_at: float
+    expires_at: float
+    revoked_at: float | None = None
+
+
+class IdentityReading:
+    """What the rows say, within one transaction."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def token(self, token: str) -> Token | None:
+        row = self._connection.execute(select(_TOKEN).where(_TOKEN.c.id == token)).mappings().one_or_none()
+        return None if row is None else _token(row)
+
+    def tokens(self) -> list[Token]:
+        """Return all, newest first."""
+        rows = self._connection.execute(select(_TOKEN).order_by(_TOKEN.c.created_at.desc(), _TOKEN.c.id)).mappings()
+        return [_token(row) for row in rows]
+
+    def identity(self, device: DeviceId) -> Identity | None:
+        row = self._connection.execute(select(_IDENTITY).where(_IDENTITY.c.device == device)).mappings().one_or_none()
+        return None if row is None else _identity(row)
+
+    def identities(
+        self, *, state: IdentityState | None = None, after: DeviceId | None = None, limit: int = 1000
+    ) -> list[Identity]:
+        """Return those of a state, by device; not the forgotten ones."""
+        query = select(_IDENTITY).where(_IDENTITY.c.device.not_like(f"%{FORGOTTEN}%"))
+        if state is not None:
+            query = query.where(_IDENTITY.c.state == state.value)
+        if after is not None:
+            query = query.where(_IDENTITY.c.device > after)
+        rows = self._connection.execute(query.order_by(_IDENTITY.c.device).limit(limit)).mappings()
+        return [_identity(row) for row in rows]
+
+    def names(self, state: IdentityState) -> list[DeviceId]:
+        """Return every device of a state, sorted; not the forgotten ones."""
+        query = select(_IDENTITY.c.device).where(_IDENTITY.c.state == state.value)
+        found = self._connection.execute(query.where(_IDENTITY.c.device.not_like(f"%{FORGOTTEN}%"))).scalars()
+        return sorted(DeviceId(name) for name in found)
+
+    def barred(self, now: float) -> list[DeviceId]:
+        """Return who may not come although some certificate of that name has not run out, sorted: the revoked, and the
+        forgotten whose name nobody else has by now."""
+        revoked = self.names(IdentityState.REVOKED)
+        held = select(_CERTIFICATE.c.device).where(_CERTIFICATE.c.revoked_at.is_not(None))
+        held = held.where(_CERTIFICATE.c.expires_at > now)
+        found = {*revoked, *(DeviceId(name) for name in self._connection.execute(held).scalars() if "." not in name)}
+        return sorted(found - set(self.names(IdentityState.ACCEPTED)))
+
+    def related(self, asked: Asked) -> list[Identity]:
+        """Return the identities that `decide` has to know of.
+
+        Those of the same key or serial number are looked for through the whole table, so only for who has a token.
+        """
+        same = _IDENTITY.c.device == asked.device
+        if asked.secret_is_right:
+            same |= _IDENTITY.c.fingerprint == asked.fingerprint
+            if asked.serial:
+                same |= (_IDENTITY.c.hardware_serial == asked.serial) & (_IDENTITY.c.token == asked.token_id)
+        rows = self._connection.execute(select(_IDENTITY).where(same).order_by(_IDENTITY.c.device)).mappings()
+        return [_identity(row) for row in rows]
+
+    def is_used(self, nonce: str) -> bool:
+        query = select(_CERTIFICATE.c.serial).where(_CERTIFICATE.c.nonce == nonce)
+        return self._connection.execute(query).first() is not None
+
+    def issued_since(self, device: DeviceId, since: float) -> int:
+        """Return how many certificates a device was given since then."""
+        query = select(func.count()).where(_CERTIFICATE.c.device == device, _CERTIFICATE.c.issued_at > since)
+        return int(self._connection.execute(query).scalar_one())
+
+    def certificates(self, device: DeviceId, limit: int = 20) -> list[CertificateEntry]:
+        """Return those of a device, newest first."""
+        query = select(_CERTIFICATE).where(_CERTIFICATE.c.device == device)
+        rows = self._connection.execute(query.order_by(_CERTIFICATE.c.issued_at.desc()).limit(limit)).mappings()
+        return [
+            CertificateEntry(row["serial"], row["device"], row["issued_at"], row["expires_at"], row["revoked_at"])
+            for row in rows
+        ]
+
+    def revoked_certificates(self, now: float) -> list[tuple[str, float]]:
+        """Return the serial number of each that would still hold, and when it was revoked, by serial number."""
+        query = select(_CERTIFICATE.c.serial, _CERTIFICATE.c.revoked_at)
+        query = query.where(_CERTIFICATE.c.revoked_at.is_not(None), _CERTIFICATE.c.expires_at > now)
+        rows = self._connection.execute(query.order_by(_CERTIFICATE.c.serial)).all()
+        return [(str(row.serial), float(row.revoked_at)) for row in rows]
+
+
+class IdentityWriting(IdentityReading):
+    """One write transaction, in the name of `who`. What it reads stays so until it ends."""
+
+    def __init__(self, connection: Connection, who: Acting, now: float) -> None:
+        super().__init__(connection)
+        self._who = who
+        self._now = now
+        self._entries: list[audit.Entry] = []
+        if connection.dialect.name == "postgresql":  # SQLite began with its only lock.
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITERS})")
+
+    def add_token(self, token: Token) -> None:
+        values = {"labels": _packed(token.labels), "serials": _packed(token.serials), "approval": token.approval.value}
+        plain = ("id", "secret_sha256", "uses_max", "uses", "created_at", "created_by", "expires_at", "revoked_at")
+        values |= {name: getattr(token, name) for name in plain}
+        self._connection.execute(insert(_TOKEN).values(**values))
+        labels = ",".join(f"{key}={value}" for key, value in sorted(token.labels.items()))
+        self.note(
+            "enrol-token.create", token.id, f"{token.approval.value}, {token.uses_max} uses, {labels or 'no labels'}"
+        )
+
+    def revoke_token(self, token: str) -> None:
+        self._connection.execute(update(_TOKEN).where(_TOKEN.c.id == token).values(revoked_at=self._now))
+        self.note("enrol-token.revoke", token, "")
+
+    def spend(self, token: str) -> None:
+        """Count one use; the row was read in this transaction, which nobody else can be in."""
+        self._connection.execute(update(_TOKEN).where(_TOKEN.c.id == token).values(uses=_TOKEN.c.uses + 1))
+
+    def save_identity(self, identity: Identity, action: str, detail: str) -> None:
+        """Write an identity, new or changed."""
+        values = {"state": identity.state.value, "labels": _packed(identity.labels)}
+        plain = ("public_key", "fingerprint", "token", "hardware_serial", "agent_version", "device_class", "asked_at")
+        values |= {name: getattr(identity, name) for name in (*plain, "decided_at", "decided_by", "reason")}
+        changed = self._connection.execute(
+            update(_IDENTITY).where(_IDENTITY.c.device == identity.device).values(**values)
+        )
+        if changed.rowcount == 0:
+            self._connection.execute(insert(_IDENTITY).values(device=identity.device, **values))
+        self.note(action, identity.device, detail)
+
+    def forget(self, identity: Identity) -> None:
+        """Free the name. A revoked key stays refused, under a name that no device can have."""
+        row = _IDENTITY.c.device == identity.device
+        if identity.state is IdentityState.REVOKED:
+            kept = f"{identity.device}{FORGOTTEN}{identity.fingerprint[:16]}"
+            self._connection.execute(update(_IDENTITY).where(row).values(device=kept))
+        else:
+            self._connection.execute(delete(_IDENTITY).where(row))
+        self.note("identity.forget", identity.device, f"it was {identity.state.value}, key {identity.fingerprint[:16]}")
+
+    def add_certificate(self, entry: CertificateEntry, nonce: str) -> None:
+        """Raises LedgerRefused (at the end of the transaction's block) when the nonce was used before."""
+        self._connection.execute(
+            insert(_CERTIFICATE).values(
+                serial=entry.serial,
+                device=entry.name,
+                issued_at=entry.issued_at,
+                expires_at=entry.expires_at,
+                revoked_at=None,
+                nonce=nonce,
+            )
+        )
+        self.note("certificate.issue", entry.name, f"serial {entry.serial}")
+
+    def revoke_certificates(self, device: DeviceId) -> int:
+        """Revoke those of a device that would still hold, and return how many."""
+        valid = (_CERTIFICATE.c.device == device) & _CERTIFICATE.c.revoked_at.is_(None)
+        valid &= _CERTIFICATE.c.expires_at > self._now
+        changed = self._connection.execute(update(_CERTIFICATE).where(valid).values(revoked_at=self._now))
+        return int(changed.rowcount)
+
+    def prune_certificates(self, before: float) -> int:
+        """Drop those that ran out before then: nothing asks for them any more."""
+        found = self._connection.execute(delete(_CERTIFICATE).where(_CERTIFICATE.c.expires_at < before))
+        return int(found.rowcount)
+
+    def note(self, action: str, subject: str, detail: str) -> None:
+        self._entries.append(audit.Entry(self._who, action, subject, detail, self._now))
+
+    def finish(self) -> None:
+        """Append what is to be told: the log's head is locked last, and not for long."""
+        audit.append_all(self._connection, self._entries)
+
+
+class IdentityStore:
+    """Opens transactions. Raises LedgerUnavailable and LedgerRefused, as `SideDatabase`."""
+
+    def __init__(self, side: SideDatabase) -> None:
+        self._side = side
+
+    @contextmanager
+    def reading(self) -> Iterator[IdentityReading]:
+        with self._side.reading() as connection:
+            yield IdentityReading(connection)
+
+    @contextmanager
+    def writing(self, who: Acting, now: float) -> Iterator[IdentityWriting]:
+        with self._side.transaction() as connection:
+            rows = IdentityWriting(connection, who, now)
+            yield rows
+            rows.finish()
+
+
+def _token(row: RowMapping) -> Token:
+    return Token(
+        id=row["id"],
+        secret_sha256=row["secret_sha256"],
+        labels=_labels.decode(row["labels"]),
+        uses_max=row["uses_max"],
+        uses=row["uses"],
+        created_at=row["created_at"],
+        created_by=row["created_by"],
+        expires_at=row["expires_at"],
+        revoked_at=row["revoked_at"],
+        approval=Approval(row["approval"]),
+        serials=_serials.decode(row["serials"]),
+    )
+
+
+def _identity(row: RowMapping) -> Identity:
+    return Identity(
+        device=DeviceId(row["device"]),
+        state=IdentityState(row["state"]),
+        public_key=row["public_key"],
+        fingerprint=Sha256(row["fingerprint"]),
+        token=row["token"],
+        labels=_labels.decode(row["labels"]),
+        hardware_serial=row["hardware_serial"],
+        agent_version=row["agent_version"],
+        device_class=row["device_class"],
+        asked_at=row["asked_at"],
+        decided_at=row["decided_at"],
+        decided_by=row["decided_by"],
+        reason=row["reason"],
+    )
+
+
+def _packed(values: Mapping[str, str] | Mapping[str, DeviceId | None]) -> bytes:
+    return msgspec.json.encode(dict(values), order="sorted")

@@ -1,0 +1,126 @@
+"""Everything of identity that runs in a controller, put together: the CA, enrolment, the device port, and what keeps
+them in step. `server` makes one, starts it and stops it; the API's routes ask it."""
+
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+from muster_controller.broker.security import BrokerSecurity
+from muster_controller.config import ServerConfig
+from muster_controller.db.identity_store import IdentityStore
+from muster_controller.db.side import SideDatabase
+from muster_controller.identity.access import AccessThread, Gatekeeper
+from muster_controller.identity.ca import FleetCa
+from muster_controller.identity.device_port import DevicePort, listen
+from muster_controller.identity.service import EnrolmentService, Reached
+from muster_shared.ids import FleetId
+
+ANY = ("0.0.0.0", "::", "")
+LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+class IdentityDesk:
+    """One for each controller. Everything but `start` and `stop` is safe from any thread."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        fleet: FleetId,
+        side: SideDatabase,
+        trust_root: Callable[[], bytes],
+        clock: Callable[[], float],
+    ) -> None:
+        """Make the CA or open it, write what a broker needs to start, and take the device port.
+
+        Args:
+            trust_root: the newest TUF root; empty where there is none yet.
+        Raises:
+            IdentityError: the CA cannot be used.
+            LedgerError: the database is away.
+            ServerUnavailable: the device port is taken.
+        """
+        self._config = config
+        self._broker_url = ""
+        self._stack = ExitStack()
+        ca = FleetCa(config.data, fleet, clock())
+        self.enrolment = EnrolmentService(ca, IdentityStore(side), clock, self._reached, trust_root, self._woken)
+        self._access = AccessThread(ca, self.enrolment, names_of(config), clock)
+        self._access.prepare()
+        self._port = DevicePort(
+            listen(config.device_host, config.device_port),
+            ca.paths.server,
+            self.enrolment.answer,
+            lambda: ca.root_pem,
+            clock,
+        )
+        self._stack.callback(self._port.stop)
+        self._access.add(self._port)
+
+    @property
+    def device_url(self) -> str:
+        """Where devices enrol and renew."""
+        return f"https://{_bracketed(public_host(self._config))}:{self._port.port}"
+
+    @property
+    def security(self) -> BrokerSecurity:
+        """What the embedded broker is told."""
+        paths = self.enrolment.ca.paths
+        return BrokerSecurity(
+            fleet=self.enrolment.ca.fleet,
+            ca=paths.clients,
+            certificate=paths.server,
+            key=paths.server,
+            client_certificate=paths.controller,
+            client_key=paths.controller,
+            devices=self.enrolment.admitted,
+            revoked=self.enrolment.barred,
+            crl=paths.crl,
+            host=self._config.device_host,
+        )
+
+    def watch(self, keeper: Gatekeeper) -> None:
+        """Tell `keeper` who may come, from `start` on."""
+        self._access.add(keeper)
+
+    def start(self, broker_url: str) -> None:
+        """Open the device port. `broker_url` is where devices find the broker. Raises ServerUnavailable."""
+        self._broker_url = broker_url
+        self._access.start()
+        self._stack.callback(self._access.stop)
+        self._port.start()
+
+    def stop(self) -> None:
+        """Close the device port and end. Doing it twice is harmless."""
+        self._stack.close()
+
+    def settled(self, timeout_s: float) -> bool:
+        """Return whether what was ordered before this call has reached the broker within `timeout_s`."""
+        return self._access.wait_settled(timeout_s)
+
+    def _reached(self) -> Reached:
+        return Reached(self._broker_url, self.device_url)
+
+    def _woken(self) -> None:
+        self._access.wake()
+
+
+def public_host(config: ServerConfig) -> str:
+    """Return under which name or address devices reach this machine."""
+    if config.device_names:
+        return config.device_names[0]
+    return socket.gethostname().lower() if config.device_host in ANY else config.device_host
+
+
+def names_of(config: ServerConfig) -> Sequence[str]:
+    """Return what stands in the server's certificate."""
+    host = () if config.device_host in ANY else (config.device_host,)
+    return tuple(dict.fromkeys((*LOCAL_NAMES, public_host(config), *host, *config.device_names)))
+
+
+def broker_url_for_devices(config: ServerConfig, port: int) -> str:
+    """Return where devices find the embedded broker that listens on `port` with TLS."""
+    return f"mqtts://{_bracketed(public_host(config))}:{port}"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
