@@ -3,10 +3,10 @@
     fleet = "harbour"
     device = "crane-07"
     device_class = "x86-cpu"
-    broker_url = "mqtt://127.0.0.1:1883"
     data_dir = "/var/lib/muster-agent"
-    bootstrap_root = "/etc/muster-agent/root.json"
 
+That is enough for a device that is enrolled: where the broker is, what it is trusted by, and the TUF root came with its
+certificate. Without one, `broker_url` and `bootstrap_root` say it (and `[tls]`); set beside one, they go before it.
 The variables in `ENVIRONMENT`, such as `MUSTER_AGENT_DEVICE`, win over the file.
 """
 
@@ -19,7 +19,9 @@ import msgspec
 from muster_agent.consent.config import ConsentConfig
 from muster_agent.consent.config import problem as consent_problem
 from muster_agent.consent.local_time import zone_of
-from muster_agent.errors import ConfigInvalid
+from muster_agent.errors import ConfigInvalid, IdentityDamaged, KeyUnusable
+from muster_agent.identity.folder import IdentityFolder
+from muster_agent.identity.key_uri import FILE, parse_key
 from muster_agent.serving.config import ServingConfig
 from muster_agent.serving.config import problem as serving_problem
 from muster_shared import ids
@@ -36,6 +38,7 @@ ENVIRONMENT = {
     "MUSTER_AGENT_DATA_DIR": ("data_dir",),
     "MUSTER_AGENT_BOOTSTRAP_ROOT": ("bootstrap_root",),
     "MUSTER_AGENT_HTTP_LISTEN": ("http", "listen"),
+    "MUSTER_AGENT_IDENTITY_KEY": ("identity", "key"),
 }
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 THREADS_MAX = 256
@@ -78,6 +81,17 @@ class TlsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     key: Path | None = None
 
 
+class IdentityConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who the device is. What it was granted stands in the folder, and is not repeated here."""
+
+    folder: Path | None = None
+    """None: `identity` in the data folder."""
+    key: str = FILE
+    """`file`, or a PKCS#11 URI: pkcs11:token=...;object=...?module-path=/usr/lib/...&pin-source=file:/etc/..."""
+    device_url: str = ""
+    """Where to enrol, https://host:8443; empty: `enrol --controller` says it. Renewals go where the grant says."""
+
+
 class HardwareConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the device is declared to be instead of what is detected, for labs and demos."""
 
@@ -95,10 +109,11 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     fleet: FleetId
     device: DeviceId
     device_class: str
-    broker_url: str
     data_dir: Path
-    bootstrap_root: Path
-    """The first TUF root, as it was handed over with the device."""
+    broker_url: str = ""
+    """Empty: where the controller said at enrolment."""
+    bootstrap_root: Path | None = None
+    """The first TUF root, as it was handed over with the device; None: as it came with the first certificate."""
     labels: dict[str, str] = {}
     timezone: str | None = None
     """Of its maintenance windows: an IANA name or an offset such as +02:00; None: the host's."""
@@ -112,6 +127,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     grpc: GrpcConfig = GrpcConfig()
     serving: ServingConfig = ServingConfig()
     tls: TlsConfig = TlsConfig()
+    identity: IdentityConfig = IdentityConfig()
     hardware: HardwareConfig = HardwareConfig()
     consent: ConsentConfig = ConsentConfig()
 
@@ -120,13 +136,23 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """Only for a checked configuration."""
         return parse_broker_url(self.broker_url)
 
+    @property
+    def identity_folder(self) -> IdentityFolder:
+        return IdentityFolder(self.identity.folder or self.data_dir / "identity")
+
 
 def load_config(path: Path, environment: Mapping[str, str]) -> AgentConfig:
-    """Return the configuration in the file `path`, with what `environment` overrides.
+    """Return the configuration in the file `path`, with what `environment` overrides and what the device was granted.
 
     Raises:
-        ConfigInvalid: it cannot be read, or the message names the line or field that is wrong.
+        ConfigInvalid: it cannot be read, the message names the line or field that is wrong, or the device is not
+            enrolled and nothing else says where its broker is.
     """
+    return with_grant(read_config(path, environment), path)
+
+
+def read_config(path: Path, environment: Mapping[str, str]) -> AgentConfig:
+    """Return the configuration as it is written; the device need not be enrolled yet. Raises ConfigInvalid."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -151,6 +177,46 @@ def load_config(path: Path, environment: Mapping[str, str]) -> AgentConfig:
     return config
 
 
+def with_grant(config: AgentConfig, path: Path) -> AgentConfig:
+    """Return `config` (of the file `path`) with what the controller granted where the file says nothing.
+
+    Raises:
+        ConfigInvalid: the grant is another device's or damaged, or there is none and it is needed.
+    """
+    folder = config.identity_folder
+    try:
+        enrolled = folder.current()
+    except IdentityDamaged as error:
+        raise ConfigInvalid(str(error)) from error
+    if enrolled is None:
+        if config.broker_url and config.bootstrap_root is not None:
+            return config
+        raise ConfigInvalid(
+            f"{path}: this device is not enrolled; run `muster-agent enrol --controller https://HOST:8443 --token -`, "
+            "or set broker_url and bootstrap_root"
+        )
+    if (enrolled.fleet, enrolled.device) != (config.fleet, config.device):
+        raise ConfigInvalid(
+            f"{path}: the certificate in {folder.path} is of {enrolled.device} in fleet {enrolled.fleet}; correct "
+            "fleet and device, or enrol again"
+        )
+    root = config.bootstrap_root or folder.root_path
+    if config.bootstrap_root is None and not root.exists():
+        raise ConfigInvalid(
+            f"{path}: the controller had no trust root yet when this device was granted its certificate; run "
+            "`muster init` and `muster trust push` there, then `muster-agent renew` here, or set bootstrap_root"
+        )
+    by_hand = config.tls.ca is not None or config.tls.cert is not None
+    granted = TlsConfig(ca=folder.ca_path, cert=folder.certificate_path, key=folder.session_key_path)
+    return msgspec.structs.replace(
+        config,
+        broker_url=config.broker_url or enrolled.broker_url,
+        bootstrap_root=root,
+        tls=config.tls if by_hand else granted,
+        labels={**config.labels, **enrolled.labels},
+    )
+
+
 def _path(kind: type, text: object) -> object:
     if kind is Path and isinstance(text, str) and text:
         return Path(text)
@@ -168,7 +234,11 @@ def _problem(config: AgentConfig) -> str | None:
         ids.name(config.fleet, "fleet")
         ids.name(config.device, "device")
         ids.name(config.device_class, "device_class")
-        parse_broker_url(config.broker_url)
+        if config.broker_url:
+            parse_broker_url(config.broker_url)
+        parse_key(config.identity.key)
+    except KeyUnusable as error:
+        return f"identity.key: {error}"
     except WireError as error:
         return str(error)
     except BrokerUrlInvalid as error:

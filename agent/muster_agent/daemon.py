@@ -37,6 +37,10 @@ from muster_agent.desk import Desk
 from muster_agent.engines import registry
 from muster_agent.errors import AgentRunning, ConfigInvalid
 from muster_agent.fronts import open_fronts
+from muster_agent.identity import key_uri
+from muster_agent.identity.asking import Order, ask_in_process
+from muster_agent.identity.folder import Enrolled
+from muster_agent.identity.renewing import Renewing
 from muster_agent.inbox import ConductorThread
 from muster_agent.io.disk import OsDisk
 from muster_agent.io.glibc import limit_arenas, release_memory
@@ -147,7 +151,14 @@ async def _serve(config: AgentConfig, manager: ServiceManager) -> None:
         spill=spill,
         is_local=not is_remote,
     )
-    status = StatusApp(app, lambda: thread.ask(conductor.twin), lambda: link.is_connected, __version__)
+    enrolled = _enrolled(config)
+    status = StatusApp(
+        app,
+        lambda: thread.ask(conductor.twin),
+        lambda: link.is_connected,
+        __version__,
+        lambda: None if renewing is None else renewing.status(),
+    )
     fronts = await open_fronts(
         config,
         service,
@@ -160,6 +171,7 @@ async def _serve(config: AgentConfig, manager: ServiceManager) -> None:
 
     boot = secrets.token_hex(8)
     link = _link(config, boot, thread)
+    renewing = None if enrolled is None else _renewing(config, enrolled, link)
     wire = MqttWire(link, config.fleet)
     checks = CheckProcess()
     conductor = Conductor(
@@ -193,6 +205,7 @@ async def _serve(config: AgentConfig, manager: ServiceManager) -> None:
     watchdog = loop.create_task(_watch(manager, thread))
     off_peak = loop.create_task(_watch_window(config.serving.later_window, table))
     looking = loop.create_task(_watch_recent(recent))
+    certificates = None if renewing is None else loop.create_task(renewing.run())
     connecting = loop.create_task(_connect(link, thread, conductor, table, lab))
 
     await stop.wait()
@@ -202,6 +215,8 @@ async def _serve(config: AgentConfig, manager: ServiceManager) -> None:
     watchdog.cancel()
     off_peak.cancel()
     looking.cancel()
+    if certificates is not None:
+        certificates.cancel()
     connecting.cancel()
     gone = Presence(device=config.device, boot=boot, online=False, sent_at=time.time())
     farewell = _presence_topic(config)
@@ -242,6 +257,26 @@ def _link(config: AgentConfig, boot: str, thread: ConductorThread) -> Link:
     )
     link.subscribe(device_filters(config.fleet, config.device))
     return link
+
+
+def _enrolled(config: AgentConfig) -> Enrolled | None:
+    """Return what the link uses; None: a certificate that somebody else looks after, or none."""
+    folder = config.identity_folder
+    return folder.current() if config.tls.cert == folder.certificate_path else None
+
+
+def _renewing(config: AgentConfig, enrolled: Enrolled, link: Link) -> Renewing:
+    folder = config.identity_folder
+    order = Order(folder=str(folder.path), key=config.identity.key, agent_version=__version__)
+    return Renewing(
+        folder,
+        enrolled,
+        key_kind=key_uri.kind(config.identity.key),
+        ask=lambda: ask_in_process(order),
+        link=link,
+        follows_broker=config.broker_url == enrolled.broker_url,
+        random=random.SystemRandom(),
+    )
 
 
 def _presence_topic(config: AgentConfig) -> DeviceTopic:
@@ -330,6 +365,7 @@ async def _watch_recent(recent: Recent) -> None:
 
 
 def _bootstrap_root(config: AgentConfig) -> bytes:
+    assert config.bootstrap_root is not None, "load_config sees to it"
     try:
         return config.bootstrap_root.read_bytes()
     except OSError as error:

@@ -7,6 +7,14 @@ MusterError
 ├── JournalFailed         state and reports were not saved: nothing may be done about them yet
 ├── ConfigInvalid         the configuration does not say what it must
 ├── AgentRunning          another agent has the data folder
+├── IdentityError         (who the device is)
+│   ├── KeyUnusable           the identity key cannot be made, read or signed with
+│   ├── IdentityDamaged       the folder of the identity is not as it was written
+│   ├── NotEnrolled           there is no certificate yet
+│   ├── EnrolmentRefused      the controller says no, and why
+│   ├── EnrolmentUnreachable  nobody answers at the device port: it is tried again
+│   ├── ControllerUntrusted   somebody answers there who is not the controller of this device
+│   └── GrantUnusable         what was granted does not fit: nothing was changed
 └── MetadataIncomplete    (a TrustError) some TUF file that the chain names has not arrived yet: wait
     └── CheckFailed       nothing could be verified: nothing is believed, and it is tried again
 """
@@ -36,6 +44,43 @@ class ConfigInvalid(MusterError):
 
 class AgentRunning(MusterError):
     """Another agent works in this data folder. Stop it first, or give this one a folder of its own."""
+
+
+class IdentityError(MusterError):
+    """Something about who this device is."""
+
+
+class KeyUnusable(IdentityError):
+    """The identity key cannot be made, read or signed with; the message names the file or the token."""
+
+
+class IdentityDamaged(IdentityError):
+    """The folder of the identity is not as it was written. Enrol again with a new token."""
+
+
+class NotEnrolled(IdentityError):
+    """There is no certificate yet. Enrol with a token of the controller."""
+
+
+class EnrolmentRefused(IdentityError):
+    """The controller says no. `code` is one of those of `muster_shared.enrolment.Refused`."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(f"the controller refused ({code}): {reason}")
+        self.code = code
+        self.reason = reason
+
+
+class EnrolmentUnreachable(IdentityError):
+    """Nobody answers at the device port, or not in its words. It is worth trying again."""
+
+
+class ControllerUntrusted(IdentityError):
+    """Somebody answers at the device port who is not the controller of this device. Nothing was told to them."""
+
+
+class GrantUnusable(IdentityError):
+    """What the controller granted does not fit this device. Nothing was changed."""
 
 
 class MetadataIncomplete(TrustError):

@@ -1,12 +1,16 @@
-"""`/v1/status`: what the device reports of itself (its twin) beside what serves. Everything else is `serving.app`'s."""
+"""`/v1/status`: what the device reports of itself (its twin) and who it is, beside what serves; and of that, on
+`/metrics`, the certificate. Everything else is `serving.app`'s.
+"""
 
 import asyncio
 import queue
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 
 import msgspec
 
+from muster_agent.identity.renewing import IdentityStatus
 from muster_agent.serving.app import App
 from muster_agent.serving.extensions import ModelStatus
 from muster_agent.serving.http import Request, Response, refusal
@@ -15,6 +19,7 @@ from muster_shared.messages import Twin
 
 ANSWER_TIMEOUT_S = 5.0
 PATH = "/v1/status"
+METRICS = "/metrics"
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,18 +33,30 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """What the controller is told, as of now."""
     models: Mapping[ModelName, ModelStatus]
     """What serves, with counts."""
+    identity: IdentityStatus | None = None
+    """Who the device is for its broker; None: it has no certificate that it renews by itself."""
 
 
 class StatusApp:
     """The handler that `http.serve` takes: `app`, with the device's own view added."""
 
-    def __init__(self, app: App, twin: "Callable[[], Future[Twin]]", online: Callable[[], bool], version: str) -> None:
+    def __init__(
+        self,
+        app: App,
+        twin: "Callable[[], Future[Twin]]",
+        online: Callable[[], bool],
+        version: str,
+        identity: Callable[[], IdentityStatus | None] = lambda: None,
+    ) -> None:
         self._app = app
+        self._identity = identity
         self._twin = twin
         self._online = online
         self._version = version
 
     def __call__(self, request: Request) -> Response | bytes | None:
+        if request.path == METRICS:
+            return self._metrics(request)
         if request.path != PATH or request.method != b"GET":
             return self._app(request)
         request.answer_from(asyncio.ensure_future(self._status()))
@@ -50,5 +67,31 @@ class StatusApp:
             twin = await asyncio.wait_for(asyncio.wrap_future(self._twin()), ANSWER_TIMEOUT_S)
         except (TimeoutError, queue.Full):
             return refusal(503, "the agent is busy; ask again")
-        status = Status(agent=self._version, online=self._online(), device=twin, models=self._app.status())
+        status = Status(
+            agent=self._version,
+            online=self._online(),
+            device=twin,
+            models=self._app.status(),
+            identity=self._identity(),
+        )
         return Response(200, [msgspec.json.encode(status)])
+
+    def _metrics(self, request: Request) -> Response | bytes | None:
+        page, identity = self._app(request), self._identity()
+        if identity is None or not isinstance(page, Response) or page.status != 200:
+            return page
+        return replace(page, parts=[*page.parts, identity_page(identity).encode()])
+
+
+def identity_page(identity: IdentityStatus) -> str:
+    """Return the certificate's families in Prometheus' text format."""
+    rows = (
+        ("expires_timestamp_seconds", "When the certificate is over, Unix seconds", identity.expires_at),
+        ("renewed_timestamp_seconds", "When the certificate was granted, Unix seconds", identity.renewed_at),
+        ("renewal_failing", "1 while the last renewal failed or was refused", float(bool(identity.problem))),
+    )
+    lines = []
+    for name, text, value in rows:
+        name = f"muster_certificate_{name}"
+        lines += [f"# HELP {name} {text}", f"# TYPE {name} gauge", f'{name}{{key="{identity.key}"}} {value:.14g}']
+    return "\n".join(lines) + "\n"

@@ -42,11 +42,11 @@ def endpoint_of(options: argparse.Namespace, *, prefer_unix: bool = False) -> st
     if options.endpoint:
         given = str(options.endpoint)
         return f"unix:{given}" if given.startswith("/") else given
-    from muster_agent.config import load_config
+    from muster_agent.config import read_config
     from muster_agent.errors import ConfigInvalid
 
     try:
-        config = load_config(options.config, os.environ)
+        config = read_config(options.config, os.environ)
     except ConfigInvalid as error:
         raise CommandFailed(USAGE, f"{error} (or give --endpoint)") from error
     unix = config.http.unix_socket

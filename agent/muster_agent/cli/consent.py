@@ -16,7 +16,7 @@ RATE_S = 1.0
 
 
 def consent(options: argparse.Namespace) -> None:
-    from muster_agent.config import load_config
+    from muster_agent.config import read_config
     from muster_agent.consent.local_time import local_time
     from muster_agent.consent.rules import Rules
     from muster_agent.consent.sensors import PsutilSensors
@@ -24,7 +24,7 @@ def consent(options: argparse.Namespace) -> None:
     from muster_agent.errors import ConfigInvalid
 
     try:
-        config = load_config(options.config, os.environ)
+        config = read_config(options.config, os.environ)
     except ConfigInvalid as error:
         raise CommandFailed(USAGE, str(error)) from error
     rules = Rules(config.consent, PsutilSensors(), lambda: _requests_per_s(options))

@@ -1,6 +1,6 @@
 """How a command ends."""
 
-OK, FAILED, USAGE, UNREACHABLE, BUSY, UNFINISHED, MOVED = 0, 1, 2, 3, 4, 5, 6
+OK, FAILED, USAGE, UNREACHABLE, BUSY, UNFINISHED, MOVED, WAITING = 0, 1, 2, 3, 4, 5, 6, 7
 INTERRUPTED = 130  # As a shell says it of SIGINT.
 
 

@@ -1,6 +1,7 @@
 """`muster-agent status`: what the agent on this device does."""
 
 import argparse
+from datetime import UTC, datetime
 from typing import Any
 
 from muster_agent.cli.asking import ask, endpoint_of, token
@@ -27,6 +28,7 @@ def status_lines(answer: Any) -> list[str]:
         f"engines   {', '.join(hardware['runtimes']) or 'none installed'}",
         f"endpoint  {device['endpoint']}",
     ]
+    lines += identity_lines(answer.get("identity"))
     if not device["models"]:
         return [*lines, "", "no models are assigned yet"]
     rows = [("MODEL", "SERVES", "STANDBY", "PHASE", "REQUESTS", "P95 MS", "ENGINE")]
@@ -47,6 +49,23 @@ def status_lines(answer: Any) -> list[str]:
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     errors = [f"{model['model']}: {model['last_error']}" for model in device["models"] if model["last_error"]]
     return [*lines, "", *table, *([""] if errors else []), *errors]
+
+
+def identity_lines(identity: Any) -> list[str]:
+    """Return what `/v1/status` says of the certificate, for people."""
+    if identity is None:
+        return []
+    left_s = identity["expires_in_s"]
+    until = datetime.fromtimestamp(identity["expires_at"], UTC).strftime("%Y-%m-%d %H:%M UTC")
+    since = datetime.fromtimestamp(identity["renewed_at"], UTC).strftime("%Y-%m-%d %H:%M UTC")
+    life = f"until {until}" if left_s > 0 else f"OVER since {until}"
+    lines = [
+        f"identity  {identity['key']} key, certificate {identity['fingerprint'][:16]}, {life}, granted {since}",
+    ]
+    if identity["problem"]:
+        again = "" if identity["next_at"] is not None else " (not asked again: see docs, or run muster-agent renew)"
+        lines.append(f"          not renewed: {identity['problem']}{again}")
+    return lines
 
 
 def _version(release: Any) -> str:
