@@ -9,6 +9,7 @@ MusterError
     ├── ThresholdNotMet       metadata with too few signatures of its role
     ├── VersionConflict       metadata that does not follow what is there
     ├── MetadataRefused       metadata that is signed but must not be published
+    ├── CeremonyRefused       a step of a key ceremony that is not its turn, or a ceremony file that cannot be trusted
     ├── RepositoryEmpty       a controller that no operator has initialised
     ├── BundleBroken          a bundle folder that is not what its manifest says
     ├── BlobMissing           content that is not in the store
@@ -79,6 +80,14 @@ class MetadataRefused(RegistryError):
     def __init__(self, role: str, reason: str) -> None:
         super().__init__(f"the metadata of {role} is refused: {reason}")
         self.role = role
+        self.reason = reason
+
+
+class CeremonyRefused(RegistryError):
+    """`reason` says what to do instead."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
         self.reason = reason
 
 

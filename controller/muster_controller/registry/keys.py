@@ -28,6 +28,7 @@ from muster_controller.registry.errors import KeyExists, KeyMissing, KeyUnreadab
 from muster_shared import ids
 from muster_shared.errors import WireError
 from muster_shared.ids import ModelName
+from muster_shared.undecodable import UNDECODABLE, reason
 
 PASSPHRASE_VARIABLE = "MUSTER_KEY_PASSPHRASE"
 PRIVATE_SUFFIX = ".pem"
@@ -149,6 +150,17 @@ def create_key(folder: Path, name: str, passphrase: bytes | None = None) -> KeyF
     return KeyFile(name, role, model, public, path)
 
 
+def write_public(folder: Path, name: str, public: SSlibKey) -> None:
+    """Keep the public half of somebody's key. Raises KeyExists when another key has this name here."""
+    path = folder / f"{name}{PUBLIC_SUFFIX}"
+    if path.exists():
+        if load_key(path).keyid != public.keyid:
+            raise KeyExists(path)
+        return
+    durable.make_folder(folder, 0o700)
+    durable.write(path, msgspec.json.format(msgspec.json.encode(_public_file(public)), indent=1))
+
+
 def load_signer(path: Path, passphrase: Passphrase = passphrase_from_environment) -> CryptoSigner:
     """Return the signer of the private key at `path`.
 
@@ -215,8 +227,8 @@ def parse_online_keys(raw: bytes) -> OnlinePublicKeys:
         return OnlinePublicKeys(
             _public_key(document.snapshot), _public_key(document.timestamp), _public_key(document.assignment)
         )
-    except (msgspec.MsgspecError, ValueError, KeyError, TypeError) as error:
-        raise WireError(f"not a file of online keys: {error}") from error
+    except (ValueError, KeyError, TypeError, *UNDECODABLE) as error:
+        raise WireError(f"not a file of online keys: {reason(error)}") from error
 
 
 def _public_file(key: SSlibKey) -> _PublicFile:

@@ -3,13 +3,13 @@
 Parsing and signature arithmetic are python-tuf's; here its errors become ours. No files, keys or clock.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from tuf.api.exceptions import LengthOrHashMismatchError, RepositoryError
-from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.metadata import Metadata, Role, Root, Signed, Snapshot, TargetFile, Targets, Timestamp
 
 from muster_controller.registry.errors import MetadataRefused, ThresholdNotMet
 from muster_shared import bundle, ids
@@ -73,11 +73,23 @@ def parse(kind: type[S], data: bytes, role: str) -> Metadata[S]:
     """
     try:
         metadata = Metadata[S].from_bytes(data)
+        _ = metadata.signed_bytes  # What canonical JSON cannot say, such as a fraction, nobody can sign.
     except RepositoryError as error:
         raise MetadataRefused(role, f"it does not parse ({error})") from error
     if not isinstance(metadata.signed, kind):
         raise MetadataRefused(role, f"it is of type {metadata.signed.type}")
+    if not all(isinstance(keyid, str) for named in _roles(metadata.signed) for keyid in named.keyids):
+        raise MetadataRefused(role, "it names a key by something that is no text")  # python-tuf takes anything.
     return metadata
+
+
+def _roles(signed: Signed) -> Iterator[Role]:
+    if isinstance(signed, Root):
+        yield from signed.roles.values()
+    if isinstance(signed, Targets) and signed.delegations is not None:
+        yield from (signed.delegations.roles or {}).values()
+        if signed.delegations.succinct_roles is not None:
+            yield signed.delegations.succinct_roles
 
 
 def require_signatures(delegator: Root | Targets, role: str, metadata: Metadata[S]) -> None:

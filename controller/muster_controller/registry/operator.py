@@ -99,7 +99,7 @@ def init_operator(
         FolderInvalid: the folder has metadata already.
         ThresholdNotMet: too few private halves are here.
     """
-    if _versions(folder, Root.type):
+    if versions(folder, Root.type):
         raise FolderInvalid(folder, "it is an operator folder already; use another one, or `muster model add`")
     for model in models:
         release_role(model)  # A name that cannot be a topic must fail before any key is made.
@@ -111,9 +111,9 @@ def init_operator(
         for key in keys:
             root.add_key(key.public, role)
         root.roles[role].threshold = threshold
-    _name_online_keys(root, online)
+    name_online_keys(root, online)
 
-    assignment_keys = _assignment_keys(online)
+    assignment_keys = assignment_file(online)
     targets = Targets(version=1, expires=expiry(now, OFFLINE_LIFETIME), delegations=Delegations({}, {}))
     targets.targets[KEYS_TARGET] = TargetFile.from_data(KEYS_TARGET, assignment_keys, ["sha256"])
     for model in models:
@@ -123,13 +123,13 @@ def init_operator(
 
 def load_offline(folder: Path) -> OfflineMetadata:
     """Return the newest metadata in the folder, verified. Raises FolderInvalid, ThresholdNotMet, MetadataRefused."""
-    root_data, targets_data = _newest(folder, Root.type), _newest(folder, Targets.type)
+    root_data, targets_data = newest(folder, Root.type), newest(folder, Targets.type)
     if root_data is None or targets_data is None:
         raise FolderInvalid(folder, "it is not an operator folder; make one with `muster init`")
     root = parse(Root, root_data, Root.type)
     targets = parse(Targets, targets_data, Targets.type)
     try:
-        keys = _keys_path(folder, targets.signed.version).read_bytes()
+        keys = keys_path(folder, targets.signed.version).read_bytes()
     except OSError as error:
         raise FolderInvalid(folder, f"the assignment keys cannot be read ({error}); restore the folder") from error
     require_signatures(root.signed, Root.type, root)
@@ -178,8 +178,8 @@ def rotate_online_keys(
     offline = load_offline(folder)
     root = parse(Root, offline.root, Root.type).signed
     targets = parse(Targets, offline.targets, Targets.type).signed
-    _name_online_keys(root, online)
-    assignment_keys = _assignment_keys(online)
+    name_online_keys(root, online)
+    assignment_keys = assignment_file(online)
     targets.targets[KEYS_TARGET] = TargetFile.from_data(KEYS_TARGET, assignment_keys, ["sha256"])
     _next(root, now)
     _next(targets, now)
@@ -192,7 +192,7 @@ def sign_release(
     current: bytes | None,
     now: datetime,
     *,
-    with_keys: Sequence[str] = (),
+    with_keys: Sequence[str] | None = (),
     partial: bool = False,
     passphrase: Passphrase = passphrase_from_environment,
 ) -> SignedRelease:
@@ -201,7 +201,7 @@ def sign_release(
     Args:
         current: The role's metadata as the controller has it; None means what this folder signed last, if anything.
             It is verified here, because whoever stole a controller would love to have his own targets signed.
-        with_keys: Names such as `release-digits-1`; empty means every private key that is here.
+        with_keys: Names such as `release-digits-1`; empty means every private key that is here, None means none.
         partial: Accept fewer signatures than the threshold: other holders `add_signature` to the result.
 
     Raises:
@@ -218,9 +218,9 @@ def sign_release(
         if manifest.target in targets.targets:
             raise MetadataRefused(role, f"{manifest.version} is signed already and never changes; choose a new version")
         delegator = parse(Targets, load_offline(folder).targets, Targets.type).signed
-        newest = max((release.release for release in check_releases(role, targets, delegator)), default=0)
-        if manifest.release <= newest:
-            raise MetadataRefused(role, f"release {manifest.release} must be above {newest}; raise it in the spec")
+        highest = max((release.release for release in check_releases(role, targets, delegator)), default=0)
+        if manifest.release <= highest:
+            raise MetadataRefused(role, f"release {manifest.release} must be above {highest}; raise it in the spec")
         targets.targets[manifest.target] = release_target(manifest, raw)
 
     return _sign_role(folder, manifest.model, add, current, now, with_keys, partial, passphrase)
@@ -233,7 +233,7 @@ def revoke_release(
     current: bytes | None,
     now: datetime,
     *,
-    with_keys: Sequence[str] = (),
+    with_keys: Sequence[str] | None = (),
     partial: bool = False,
     passphrase: Passphrase = passphrase_from_environment,
 ) -> SignedRelease:
@@ -276,7 +276,7 @@ def co_sign(
     delegator = parse(Targets, load_offline(folder).targets, Targets.type).signed
     document = parse(Targets, metadata, role)
     check_releases(role, document.signed, delegator)
-    known = max(_versions(folder, role), default=0)
+    known = max(versions(folder, role), default=0)
     if document.signed.version < known:
         raise VersionConflict(role, known, document.signed.version)
     for signer in _signers(folder, role, with_keys, passphrase):
@@ -298,20 +298,20 @@ def _sign_role(
     change: Callable[[Targets], None],
     current: bytes | None,
     now: datetime,
-    with_keys: Sequence[str],
+    with_keys: Sequence[str] | None,
     partial: bool,
     passphrase: Passphrase,
 ) -> SignedRelease:
     role = release_role(model)
     delegator = parse(Targets, load_offline(folder).targets, Targets.type)
     require_fresh(Targets.type, delegator, now)
-    base = current if current is not None else _newest(folder, role)
+    base = current if current is not None else newest(folder, role)
     if base is None:
         targets = Targets(version=1, expires=expiry(now, OFFLINE_LIFETIME))
     else:
         document = parse(Targets, base, role)
         require_signatures(delegator.signed, role, document)
-        known = max(_versions(folder, role), default=0)
+        known = max(versions(folder, role), default=0)
         if document.signed.version < known:
             raise VersionConflict(role, known, document.signed.version)
         targets = deepcopy(document.signed)
@@ -344,7 +344,7 @@ def _publish(
     targets_data = _sign_top(folder, Targets.type, targets, root, passphrase)
     require_keys_target(targets, assignment_keys)
     metadata = folder / METADATA_FOLDER
-    durable.write(_keys_path(folder, targets.version), assignment_keys)
+    durable.write(keys_path(folder, targets.version), assignment_keys)
     durable.write(metadata / f"{targets.version}.{Targets.type}.json", targets_data)
     durable.write(metadata / f"{root.version}.{Root.type}.json", root_data)
     return OfflineMetadata(root_data, targets_data, assignment_keys)
@@ -364,8 +364,10 @@ def _sign_top(folder: Path, role: str, signed: S, root: Root, passphrase: Passph
     return metadata.to_bytes()
 
 
-def _signers(folder: Path, role: str, names: Sequence[str], passphrase: Passphrase) -> list[Signer]:
-    """Return the signers of `role` by name, or all whose private half is here."""
+def _signers(folder: Path, role: str, names: Sequence[str] | None, passphrase: Passphrase) -> list[Signer]:
+    """Return the signers of `role` by name, or all whose private half is here; none for None."""
+    if names is None:
+        return []
     keys = {key.name: key for key in _keys_of(folder, role, passphrase)}
     unknown = [name for name in names if name not in keys]
     if unknown:
@@ -402,14 +404,16 @@ def _delegate(targets: Targets, model: ModelName, keys: Iterable[KeyFile], thres
         raise ThresholdNotMet(role, have, threshold)
 
 
-def _name_online_keys(root: Root, online: OnlinePublicKeys) -> None:
+def name_online_keys(root: Root, online: OnlinePublicKeys) -> None:
+    """Let `root` name these keys for snapshot and timestamp, and no others."""
     for role, key in (("snapshot", online.snapshot), ("timestamp", online.timestamp)):
         for keyid in list(root.roles[role].keyids):
             root.revoke_key(keyid, role)
         root.add_key(key, role)
 
 
-def _assignment_keys(online: OnlinePublicKeys) -> bytes:
+def assignment_file(online: OnlinePublicKeys) -> bytes:
+    """Return the content of `keys/assignment.json` that names the assignment key of `online` alone."""
     return encode_keys(AssignmentKeys(keys={online.assignment.keyid: online.assignment.to_dict()}))
 
 
@@ -418,15 +422,32 @@ def _next(signed: Root | Targets, now: datetime) -> None:
     signed.expires = expiry(now, OFFLINE_LIFETIME)
 
 
-def _keys_path(folder: Path, targets_version: int) -> Path:
+def all_roots(folder: Path) -> list[bytes]:
+    """Return every root in the folder, ascending, not verified."""
+    paths = (folder / METADATA_FOLDER / f"{version}.{Root.type}.json" for version in versions(folder, Root.type))
+    return [path.read_bytes() for path in paths]
+
+
+def newest_releases(folder: Path) -> dict[str, bytes]:
+    """Return the newest metadata of every release role that the folder's targets delegate, not verified."""
+    delegations = parse(Targets, load_offline(folder).targets, Targets.type).signed.delegations
+    roles = (delegations.roles if delegations is not None else None) or {}
+    found = {role: newest(folder, role) for role in roles}
+    return {role: raw for role, raw in found.items() if raw is not None}
+
+
+def keys_path(folder: Path, targets_version: int) -> Path:
+    """Return where the assignment keys of this version of the targets are."""
     return folder / METADATA_FOLDER / f"{targets_version}.{KEYS_FILE}"
 
 
-def _versions(folder: Path, role: str) -> list[int]:
+def versions(folder: Path, role: str) -> list[int]:
+    """Return which versions of the metadata of `role` are in the folder, ascending."""
     matches = (_VERSIONED.fullmatch(path.name) for path in (folder / METADATA_FOLDER).glob("*.json"))
     return sorted(int(match[1]) for match in matches if match is not None and match[2] == role)
 
 
-def _newest(folder: Path, role: str) -> bytes | None:
-    versions = _versions(folder, role)
-    return (folder / METADATA_FOLDER / f"{versions[-1]}.{role}.json").read_bytes() if versions else None
+def newest(folder: Path, role: str) -> bytes | None:
+    """Return the newest metadata of `role` in the folder, not verified; None where there is none."""
+    known = versions(folder, role)
+    return (folder / METADATA_FOLDER / f"{known[-1]}.{role}.json").read_bytes() if known else None
