@@ -20,6 +20,7 @@ from muster_shared import ids, pipeline_check
 from muster_shared.errors import ManifestInvalid, WireError
 from muster_shared.ids import ModelName, Sha256
 from muster_shared.pipeline import Pipeline
+from muster_shared.undecodable import UNDECODABLE, reason
 
 FORMAT = 1
 CHUNK_BYTES = 60 * 1024
@@ -204,8 +205,8 @@ def parse_manifest(raw: bytes) -> Manifest:
         raise ManifestInvalid(f"bundle.json has {len(raw)} bytes; the limit is {MANIFEST_BYTES_MAX}")
     try:
         manifest = msgspec.json.decode(raw, type=Manifest)
-    except msgspec.MsgspecError as error:
-        raise ManifestInvalid(f"bundle.json: {error}") from error
+    except UNDECODABLE as error:
+        raise ManifestInvalid(f"bundle.json: {reason(error)}") from error
     problem = next(_problems(manifest), None)
     if problem is not None:
         raise ManifestInvalid(f"bundle.json: {problem}")

@@ -11,6 +11,7 @@ import msgspec
 
 from muster_shared.errors import WireError
 from muster_shared.ids import DeviceId, EventId, ModelName, RolloutId, Sha256
+from muster_shared.undecodable import UNDECODABLE, reason
 
 VERSION = 1
 MESSAGE_BYTES_MAX = 128 * 1024  # AWS IoT Core's limit, the lowest of the brokers that we mean to run on.
@@ -301,8 +302,8 @@ def decode(raw: bytes, kind: type[M]) -> M:
         raise WireError(f"a {kind.__name__} of {len(raw)} bytes; the limit is {MESSAGE_BYTES_MAX}")
     try:
         message = msgspec.json.decode(raw, type=kind)
-    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
-        raise WireError(f"not a {kind.__name__}: {error}") from error
+    except UNDECODABLE as error:
+        raise WireError(f"not a {kind.__name__}: {reason(error)}") from error
     if message.v != VERSION:
         raise WireError(f"a {kind.__name__} of format {message.v}; this side speaks {VERSION}")
     return message

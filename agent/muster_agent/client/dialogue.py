@@ -41,6 +41,7 @@ from muster_agent.client.frames import (
 from muster_agent.client.schema import Release, Side
 from muster_agent.engines import port
 from muster_agent.engines.port import Array
+from muster_shared.undecodable import UNDECODABLE
 
 PriorityName = Literal["now", "soon", "later"]
 PRIORITIES: Final[dict[str, int]] = {"now": 0, "soon": 1, "later": 2}
@@ -251,7 +252,7 @@ class Dialogue:
                     self._answered(received)
                 else:
                     self._other(received)
-        except (FrameInvalid, msgspec.MsgspecError, port.InputRefused, KeyError, ValueError, TypeError) as error:
+        except (FrameInvalid, port.InputRefused, KeyError, ValueError, TypeError, *UNDECODABLE) as error:
             raise ProtocolBroken(
                 f"the agent's answer is not understood ({error}); update the older of the two"
             ) from error

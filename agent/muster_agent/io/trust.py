@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from muster_agent.core.trust import TrustView
-from muster_agent.errors import CheckFailed
+from muster_agent.errors import CheckFailed, MetadataIncomplete
 from muster_agent.io.trust_state import VERSIONED, Checked, Checker, Envelope, Opened, Question, load, own
 from muster_shared import ids
 from muster_shared.assignment import KEYS_ROLE, KEYS_TARGET, Assignment, AssignmentKeys, parse_keys
@@ -102,7 +102,8 @@ class TrustClient:
 
         Raises:
             MetadataIncomplete: a file that the chain names has not arrived yet.
-            MetadataExpired: past its date, or this device's clock is wrong.
+            MetadataExpired: past its date, or this device's clock is wrong. Also when what was verified last is past
+                its date and what was offered since is refused: nonsense keeps no device from noticing a freeze.
             MetadataReplayed: older than what was seen.
             MetadataUntrusted: lacks signatures, or is not what the chain names.
             DiskFull: what was verified cannot be kept, so it is not used.
@@ -111,7 +112,7 @@ class TrustClient:
         now = self._clock()
         if not self._unjudged:
             if self._failure is not None and not self._may_heal(now):
-                raise self._failure.with_traceback(None)
+                raise self._in_force(self._failure, now).with_traceback(None)
             if self._failure is None and self._view is not None and now.timestamp() < self._saved.valid_until:
                 return self._view
         try:
@@ -120,7 +121,7 @@ class TrustClient:
             raise
         except TrustError as error:
             self._failure, self._judged_at, self._unjudged = error, now, False
-            raise
+            raise self._in_force(error, now) from error.__cause__
         self._failure, self._unjudged = None, False
         # The rest may be early: a snapshot can arrive before the timestamp that names it.
         self._candidates = {
@@ -187,6 +188,15 @@ class TrustClient:
             raise
         self._lost = None
         return answer
+
+    def _in_force(self, failure: TrustError, now: datetime) -> TrustError:
+        """Return why there is no view to go by: `failure`, unless the last view has expired meanwhile."""
+        told = isinstance(failure, MetadataExpired | MetadataIncomplete)
+        if told or self._view is None or now.timestamp() < self._saved.valid_until:
+            return failure
+        return MetadataExpired(
+            f"what was verified last is past its date, and what was offered since is refused: {failure}"
+        )
 
     def _may_heal(self, now: datetime) -> bool:
         """Return whether the same metadata may be judged otherwise: what has expired is valid in an earlier time."""

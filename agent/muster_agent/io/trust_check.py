@@ -9,6 +9,7 @@ This imports tuf and cryptography, 10 MB and 0.1 s: a device does so in a proces
 import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -37,7 +38,7 @@ from muster_shared.messages import MESSAGE_BYTES_MAX
 ROOTS_MAX = 256
 
 _SCRATCH = "scratch"
-_ORIGIN = "muster://trust/"  # ngclient wants a URL; nothing is ever resolved.
+ORIGIN = "muster://trust/"  # ngclient wants a URL; nothing is ever resolved.
 _CONFIG = UpdaterConfig(
     max_root_rotations=ROOTS_MAX,
     root_max_length=64 * 1024,
@@ -66,6 +67,9 @@ class Checks:
             return Opened(assignment=open_signed(envelope.raw, envelope.keys))
         except (TrustError, WireError) as error:
             return Opened(assignment=None, failure=failure(error))
+        except Exception as error:
+            # A bug of ours or of a library: it condemns this message, not the process that others are verified by.
+            return Opened(assignment=None, failure=failure(WireError(f"not an assignment: {error!r}")))
 
 
 class _Stopped(Exception):
@@ -109,28 +113,15 @@ def _run(scratch: Path, question: Question) -> tuple[Saved, dict[str, str]]:
     """Let ngclient verify everything; its errors become ours."""
     now = datetime.fromtimestamp(question.now, UTC)
     offered = {name: text for files in question.candidates.values() for name, text in files.items()}
-    try:
-        with disk():
-            updater = _Updater(scratch, question.bootstrap, _Offered(offered, question.saved.files), now)
-            updater.refresh()
-            keys = _verified_keys(updater, question)
-            targets, withheld = updater.releases(now)
-            kept = {f"{name}.json" for name in ("timestamp", "snapshot", "targets", *updater.loaded, *withheld)}
-            files = {
-                name: text
-                for name, text in _collect(scratch).items()
-                if name in kept or name.startswith("root_history/")
-            }
-    except ExpiredMetadataError as error:
-        raise MetadataExpired(_expired(error, now)) from error
-    except BadVersionNumberError as error:
-        raise MetadataReplayed(f"{error}; somebody replays old metadata, or a controller was set back") from error
-    except DownloadHTTPError as error:
-        raise MetadataIncomplete(f"{error} has not arrived yet; wait for it") from error
-    except (RepositoryError, DownloadError) as error:
-        raise MetadataUntrusted(
-            f"trust metadata is refused: {error}; if this lasts, look for a foreign broker or controller"
-        ) from error
+    with in_our_words(now), disk():
+        updater = DeviceUpdater(scratch, question.bootstrap, _Offered(offered, question.saved.files), now)
+        updater.refresh()
+        keys = _verified_keys(updater, question)
+        targets, withheld = updater.releases(now)
+        kept = {f"{name}.json" for name in ("timestamp", "snapshot", "targets", *updater.loaded, *withheld)}
+        files = {
+            name: text for name, text in _collect(scratch).items() if name in kept or name.startswith("root_history/")
+        }
     verified = Saved(
         bootstrap=Sha256(hashlib.sha256(question.bootstrap).hexdigest()),
         files=files,
@@ -141,7 +132,24 @@ def _run(scratch: Path, question: Question) -> tuple[Saved, dict[str, str]]:
     return verified, withheld
 
 
-def _verified_keys(updater: "_Updater", question: Question) -> str:
+@contextmanager
+def in_our_words(now: datetime) -> Iterator[None]:
+    """Turn what python-tuf refuses with into what the agent tells apart."""
+    try:
+        yield
+    except ExpiredMetadataError as error:
+        raise MetadataExpired(_expired(error, now)) from error
+    except BadVersionNumberError as error:
+        raise MetadataReplayed(f"{error}; somebody replays old metadata, or a controller was set back") from error
+    except DownloadHTTPError as error:
+        raise MetadataIncomplete(f"{error} has not arrived yet; wait for it") from error
+    except (RepositoryError, DownloadError) as error:
+        raise MetadataUntrusted(
+            f"trust metadata is refused: {error}; if this lasts, look for a foreign broker or controller"
+        ) from error
+
+
+def _verified_keys(updater: "DeviceUpdater", question: Question) -> str:
     """Return the text of the assignment keys that the offline keys vouch for, as offered or as kept."""
     info = updater.get_targetinfo(KEYS_TARGET)
     if info is None:
@@ -177,7 +185,7 @@ class _Offered(FetcherInterface):
         return iter((text.encode(),))
 
 
-class _Updater(Updater):
+class DeviceUpdater(Updater):
     """ngclient's updater with a clock of ours, and a way to ask what it has verified.
 
     python-tuf 7 offers neither in public: the reference time is an attribute of `_trusted_set`, and `get_targetinfo`
@@ -185,7 +193,7 @@ class _Updater(Updater):
     """
 
     def __init__(self, folder: Path, bootstrap: bytes, fetcher: FetcherInterface, now: datetime) -> None:
-        super().__init__(str(folder), _ORIGIN, fetcher=fetcher, config=_CONFIG, bootstrap=bootstrap)
+        super().__init__(str(folder), ORIGIN, fetcher=fetcher, config=_CONFIG, bootstrap=bootstrap)
         self._trusted_set.reference_time = now
         self.loaded: list[str] = []
 

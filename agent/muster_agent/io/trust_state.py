@@ -26,6 +26,7 @@ from muster_shared.errors import (
     WireError,
 )
 from muster_shared.ids import Sha256
+from muster_shared.undecodable import UNDECODABLE
 
 STATE_FILE = "trust.json"
 PREVIOUS_FILE = "trust.json.previous"  # One state older: used when the newest one rots on its disk.
@@ -154,7 +155,7 @@ def load(folder: Path) -> Saved:
             checksum, _, body = (folder / name).read_bytes().partition(b"\n")
             if checksum.decode() == hashlib.sha256(body).hexdigest():
                 return msgspec.json.decode(body, type=Saved)
-        except (OSError, UnicodeDecodeError, msgspec.MsgspecError):
+        except (OSError, *UNDECODABLE):
             continue
     return Saved()
 

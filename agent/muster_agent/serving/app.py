@@ -29,6 +29,7 @@ from muster_agent.serving.spill import Spill
 from muster_agent.serving.trial import TrialSnapshot
 from muster_shared.errors import MusterError
 from muster_shared.ids import ModelName
+from muster_shared.undecodable import UNDECODABLE, reason
 
 _encode = msgspec.json.Encoder().encode
 
@@ -127,12 +128,16 @@ class App:
 
     # -- routes: what a head asks, found once for all requests that begin with it -------------------------------------
 
-    def _route(self, request: Request) -> Route:
+    def check_caller(self, request: Request) -> None:
+        """Raise Forbidden where a web page asks: for whoever answers paths of its own beside these."""
         if b"origin" in request.headers:  # Else any web page could ask this device's models, or feed them labels.
             raise Forbidden("requests of web pages are refused; ask through a program on this device")
         if self._is_local and request.peer != "unix" and not _names_this_host(request.headers.get(b"host", b"")):
             # A name that somebody made point here is how a web page would read what has no Origin.
             raise Forbidden("this agent answers to localhost and to addresses, not to other names")
+
+    def _route(self, request: Request) -> Route:
+        self.check_caller(request)
         method, path = request.method, request.path
         if method != b"GET":  # Whoever may not ask a model may not unload, judge or try one either.
             self._admission.caller(bearer(request.headers.get(b"authorization")), request.peer)
@@ -193,8 +198,8 @@ class App:
                 def begin(request: Request) -> None:
                     try:
                         wish = _wish.decode(request.body)
-                    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                        raise v2.RequestInvalid(f"the trial does not parse: {error}") from error
+                    except UNDECODABLE as error:
+                        raise v2.RequestInvalid(f"the trial does not parse: {reason(error)}") from error
                     trials.begin(model, Mode(wish.mode), wish.share, lambda error: _done(request, error))
 
                 return begin
@@ -250,8 +255,8 @@ class App:
     def _label(self, request: Request, model: str) -> Response:
         try:
             feedback = _feedback.decode(request.body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise v2.RequestInvalid(f"the feedback does not parse: {error}") from error
+        except UNDECODABLE as error:
+            raise v2.RequestInvalid(f"the feedback does not parse: {reason(error)}") from error
         labels = feedback.label if isinstance(feedback.label, list) else [feedback.label]
         right = self._service.label(model, feedback.id, labels)
         return _json({"id": feedback.id, "right": right[0] if feedback.label is not labels else right})

@@ -16,6 +16,7 @@ from muster_agent.serving.shared_memory import NamedRegion, Regions
 from muster_agent.serving.stats import Snapshot
 from muster_agent.serving.table import Place, Served, ServingTable
 from muster_shared.bundle import TensorSpec
+from muster_shared.undecodable import UNDECODABLE, reason
 
 EXTENSIONS = (
     "binary_tensor_data",
@@ -185,8 +186,8 @@ def shared_memory_route(regions: Regions, kind: str, rest: list[str], method: by
             def register(request: Request) -> Response:
                 try:
                     wanted = _register.decode(request.body)
-                except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                    raise v2.RequestInvalid(f"the registration does not parse: {error}") from error
+                except UNDECODABLE as error:
+                    raise v2.RequestInvalid(f"the registration does not parse: {reason(error)}") from error
                 regions.register(name, wanted.key, wanted.offset, wanted.byte_size)
                 return Response(200, [b""])
 

@@ -42,6 +42,7 @@ from muster_agent.serving.listening import Listening
 from muster_agent.serving.service import Caller, Service
 from muster_agent.serving.table import Place
 from muster_shared.errors import MusterError
+from muster_shared.undecodable import UNDECODABLE, reason
 
 CONNECTIONS_MAX = 256
 IN_FLIGHT_MAX = 1024
@@ -210,8 +211,8 @@ class FrameConnection(asyncio.Protocol):
             raise FrameInvalid("a frame came where a descriptor was to come")
         try:
             self._control(received)
-        except (FrameInvalid, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise FrameInvalid(f"frame {kind} is not understood: {error}") from error
+        except (FrameInvalid, *UNDECODABLE) as error:
+            raise FrameInvalid(f"frame {kind} is not understood: {reason(error)}") from error
         except MusterError as error:
             self._problem(received, 1, error)
             if self._caller is None:

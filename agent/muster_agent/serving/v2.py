@@ -25,6 +25,7 @@ from muster_agent.engines.tensors import DTYPES, RANK_MAX, fits
 from muster_agent.serving.call import Call, Priority, Raw, Shape
 from muster_shared.bundle import DataType, TensorSpec
 from muster_shared.errors import MusterError
+from muster_shared.undecodable import UNDECODABLE, reason
 
 ID_CHARACTERS_MAX = 256
 TENSORS_MAX = 64
@@ -166,8 +167,8 @@ def understand(header: bytes | memoryview, inputs: Sequence[TensorSpec], outputs
     """
     try:
         request = _request.decode(header)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise RequestInvalid(f"the request does not parse: {error}") from error
+    except UNDECODABLE as error:
+        raise RequestInvalid(f"the request does not parse: {reason(error)}") from error
     return check(request, inputs, outputs)
 
 
@@ -582,7 +583,7 @@ def _from_json(what: str, tensor: Tensor, datatype: DataType) -> bytes | Array:
             with np.errstate(over="ignore"):
                 array = np.array(values, dtype=dtype)
     except (msgspec.MsgspecError, ValueError, OverflowError, TypeError, AttributeError, RecursionError) as error:
-        raise RequestInvalid(f"{what} has data that is not {datatype}: {error}") from error
+        raise RequestInvalid(f"{what} has data that is not {datatype}: {reason(error)}") from error
     if array.size != math.prod(tensor.shape) or (depth > 1 and list(array.shape) != tensor.shape):
         raise RequestInvalid(f"{what} has {array.size} elements; its shape is {tensor.shape}")
     if dtype.kind == "f" and not bool(np.isfinite(array).all()):  # JSON has no infinity: a number was too large.

@@ -150,7 +150,7 @@ def list_trust(given: Given) -> TrustPage:
 @router.get("/trust/online-keys", tags=["trust"], dependencies=READ, response_class=Response)
 def online_keys(given: Given) -> Response:
     """The public halves of this controller's keys: what the operator's offline keys vouch for."""
-    return Response(given.online_keys, media_type="application/json")
+    return Response(given.online_keys(), media_type="application/json")
 
 
 @router.get("/trust/{file:path}", tags=["trust"], dependencies=READ, response_class=Response)

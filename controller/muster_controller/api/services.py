@@ -38,7 +38,7 @@ class Services:
     version: str
     broker_url: str
     """Without a password."""
-    online_keys: bytes
+    online_keys: Callable[[], bytes]
     """The public halves of this controller's keys, as `muster init --online-keys` takes them."""
     started_at: float
     clock: Callable[[], float]
@@ -53,6 +53,8 @@ class Services:
     edge: Edge
     audit: AuditBook
     identity: IdentityDesk
+    open_lab: bool = False
+    """Whether the broker takes anybody on this machine."""
     oidc: Oidc | None = None
     viewer: Principal | None = None
     """Whose eyes these services see with; None: the controller's own."""
@@ -131,6 +133,7 @@ class Services:
             uptime_s=self.clock() - self.started_at,
             broker_url=self.broker_url,
             broker_connected=self.broker_connected(),
+            open_lab=self.open_lab,
             initialised=self.releases.repository.is_ready,
             devices=found.devices,
             online=found.online,

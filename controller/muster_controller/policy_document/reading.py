@@ -18,6 +18,7 @@ from muster_controller.policy_document.nodes import Entries, Items, Node, NotYam
 
 Built = bool | int | float | str | None | list["Built"] | dict[str, "Built"]
 _SHOWN_MAX = 60
+_MESSAGE_MAX = 1000
 _PATH = re.compile(r"[a-z_]+(?:[.][a-z_]+|\[[0-9]+\])*")
 
 
@@ -54,7 +55,8 @@ def _refuse(name: str, text: list[str], message: str, field: str | None, line: i
     quoted = ""
     if line is not None and line <= len(text) and (shown := text[line - 1].strip()):
         quoted = f"\n  {line} | {''.join(letter if letter.isprintable() else '·' for letter in shown[:160])}"
-    raise PolicyInvalid(f"{at}: {message}{quoted}", field, line)
+    said = message if len(message) <= _MESSAGE_MAX else f"{message[:_MESSAGE_MAX]}…"  # It may quote a value.
+    raise PolicyInvalid(f"{at}: {said}{quoted}", field, line)
 
 
 @dataclass

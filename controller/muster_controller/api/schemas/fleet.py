@@ -37,6 +37,7 @@ class Status(Schema):
     uptime_s: float
     broker_url: str
     broker_connected: bool
+    open_lab: bool = Field(description="Whether the broker takes anybody on its machine: for laboratories alone.")
     initialised: bool
     devices: int
     online: int
