@@ -2,7 +2,10 @@
 #
 #   make demo ARGS=--once     the whole story, then exit 0 (or 1 with the reason)
 #   make test ARGS='-k rollout'
-#   make check                format, lint, types, import contracts
+#   make check                format, lint, types, import contracts, known vulnerabilities
+#   make fuzz ARGS='--minutes 60'   every parser of what comes from outside; guided by coverage where atheris is
+#   make wheels sbom          what is shipped, and a CycloneDX document of each wheel, in dist/
+#   make check-wheels         that a device can install from wheels alone, on x86-64 and aarch64; asks the index
 #   make bench                measured figures of the README
 #   make bench-rollout        the gate and the rollouts against their peers' rules; ten minutes
 #   make bench-serving        our serving against its peers and the bare engine; needs wrk, takes half an hour
@@ -15,7 +18,7 @@ PARTS := shared agent controller simulator
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench bench-serving bench-rollout lock clean
+.PHONY: help install demo test check audit fuzz wheels sbom check-wheels bench bench-serving bench-rollout lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -37,6 +40,32 @@ test: install
 
 check: install
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
+	@$(BIN)/python deploy/supply_chain/audit.py
+
+audit: install
+	@$(BIN)/python deploy/supply_chain/audit.py
+
+# Atheris has no wheels for every Python: where it cannot be had, inputs are drawn at random.
+fuzz: install
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: 'atheris>=3,<4' 2>/dev/null || \
+	  echo "atheris cannot be installed here: the inputs are not guided by coverage" >&2
+	@PYTHONPATH=tests $(BIN)/python -m fuzz $(ARGS)
+
+# The same sources give the same bytes.
+wheels: install
+	@rm -f dist/*.whl
+	@for part in $(PARTS); do \
+	  (cd $$part && SOURCE_DATE_EPOCH=315532800 ../$(BIN)/python -m hatchling build -t wheel -d ../dist) || exit 1; done
+
+sbom: install
+	@$(BIN)/python deploy/supply_chain/sbom.py dist
+
+check-wheels: install .cache/lock/bin/uv
+	@$(BIN)/python deploy/supply_chain/wheels.py .cache/lock/bin/uv
+
+.cache/lock/bin/uv:
+	$(PYTHON) -m venv .cache/lock && .cache/lock/bin/pip install --quiet uv
 
 bench: install
 	@for bench in tests/bench/bench_*.py; do $(BIN)/python $$bench $(ARGS) || exit 1; done
