@@ -208,6 +208,20 @@ def test_openvino_falls_back_to_the_cpu_and_says_why(model_file: Path, tmp_path:
     assert session.achieved.fallback.startswith("NPU7: ")
 
 
+@pytest.mark.parametrize(("options", "is_pinned"), [({}, False), ({"ENABLE_CPU_PINNING": "YES"}, True)])
+def test_openvino_takes_whichever_processor_is_free_unless_the_variant_says_otherwise(
+    model_file: Path, tmp_path: Path, options: dict[str, str], is_pinned: bool
+) -> None:
+    engine = open_vino.OpenVino()
+
+    session = engine.load(
+        model_file, variant("openvino", **options), INPUTS, OUTPUTS, threads=1, cache_dir=tmp_path / "cache"
+    )
+
+    assert session._compiled is not None
+    assert session._compiled.get_property("ENABLE_CPU_PINNING") is is_pinned
+
+
 def test_a_closed_session_fails_and_is_freed(load: Callable[[], Session]) -> None:
     session = load()
     inner = weakref.ref(getattr(session, "_session", None) or getattr(session, "_compiled"))  # noqa: B009

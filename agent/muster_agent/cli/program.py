@@ -11,15 +11,17 @@ from muster_agent import __version__
 from muster_agent.cli.exits import BUSY, FAILED, INTERRUPTED, OK, USAGE, CommandFailed
 
 CONFIG = Path("/etc/muster-agent/agent.toml")
+DATA_DIR = Path("/var/lib/muster-agent")
 _EPILOG = """\
 exit codes:
   0  it worked
   1  the agent refused the request, or ended by a fault
   2  the command line, the configuration or a file is wrong
-  3  no agent answers at the endpoint
+  3  no agent answers at the endpoint; enrol, renew: no controller does
   4  another agent has the data folder
   5  batch: stopped before the end, because the agent was busy or away for too long; the same command goes on
   6  batch: the release, the input or the command is not the one that the job began with; nothing more was written
+  7  enrol, renew: somebody has to accept this device at the controller first
 130  interrupted; batch: the same command goes on
 
 A token for the agent is taken from MUSTER_AGENT_TOKEN.
@@ -29,9 +31,20 @@ a configuration that is enough:
   fleet = "default"
   device = "camera-07"
   device_class = "x86-cpu"
-  broker_url = "mqtt://127.0.0.1:1883"
   data_dir = "/var/lib/muster-agent"
+for a device that is enrolled; for one that is not, also:
+  broker_url = "mqtt://127.0.0.1:1883"
   bootstrap_root = "/etc/muster-agent/root.json"
+"""
+_ENROL = """\
+examples:
+  muster-agent enrol --controller https://fleet.example:8443 --token - < token
+  MUSTER_ENROL_TOKEN=muster1.... muster-agent enrol --controller https://fleet.example:8443 --labels site=berlin
+  muster-agent enrol --controller https://fleet.example:8443 --token - --key \\
+    'pkcs11:token=fleet;object=muster-identity?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=file:/etc/muster-agent/pin'
+
+It makes the identity key if there is none, checks the controller's CA against the token, and keeps the certificate in
+DATA_DIR/identity. Where CONFIG is missing it is written. A token on the command line is for everybody to read.
 """
 _BATCH = """\
 examples:
@@ -73,6 +86,30 @@ examples:
   muster-agent consent digits 2.1.0                       may it take over now?
   muster-agent consent --stage download digits 2.1.0
   muster-agent consent digits 2.1.0 --json | jq .go_on
+"""
+_INSTALL = """\
+examples:
+  muster-agent install --controller https://fleet.example:8443 --token - < token
+  muster-agent install --controller https://fleet.example:8443 --token - --labels site=berlin --dry-run
+  muster-agent install                       repairs what is missing; the identity stays
+
+It enrols this device, writes DIR/agent.toml, and lets systemd keep the agent running; where there is no systemd, a
+small supervisor of its own does. As root for the machine, else (or with --user) for one user.
+"""
+_DOCTOR = """\
+examples:
+  muster-agent doctor
+  muster-agent doctor --json | jq '.checks[] | select(.verdict != "ok")'
+exit code 0: nothing fails; 1: something does, and the line says what to do. It changes nothing.
+"""
+_UPGRADE = """\
+examples:
+  muster-agent upgrade --from /media/usb/muster-agent-1.4.0
+  muster-agent upgrade --back                to the version before
+
+FOLDER holds bundle.json, requirements.txt, wheels/ and, where the agent does not know of the release yet, metadata/ as
+the controller serves it under /api/v1/trust. Nothing is installed that the offline keys did not sign. When the new
+version does not come up, or does not serve what was served, the one before takes over again.
 """
 _COMPLETIONS = {
     "bash": "complete -W '{words}' -o default muster-agent",
@@ -161,11 +198,89 @@ def _parser() -> argparse.ArgumentParser:
     consent.add_argument("--json", action="store_true", help="the answer and every rule, as JSON")
     _add_endpoint(consent)
 
+    _add_identity(
+        add("enrol", "get this device's certificate with a token of the controller", _ENROL),
+        add("identity", "show who this device is for its fleet"),
+        add("renew", "get a new certificate now; a running agent takes it over by itself"),
+    )
+    _add_install(
+        add("install", "enrol this device and keep its agent running", _INSTALL),
+        add("uninstall", "stop the agent and remove its service; data stays"),
+        add("supervise", "keep the agent running where there is no systemd"),
+    )
+    doctor = add("doctor", "look for what is wrong on this device", _DOCTOR)
+    _add_config(doctor)
+    doctor.add_argument("--json", action="store_true", help="every check, as JSON")
+    doctor.add_argument("--offline", action="store_true", help="ask neither the controller nor the broker")
+    _add_upgrade(add("upgrade", "replace the agent by a signed version of it", _UPGRADE))
     _add_batch(add("batch", "run the rows of a file through a model, when the device has time", _BATCH))
 
     completion = add("completion", "print a completion script for a shell")
     completion.add_argument("shell", choices=sorted(_COMPLETIONS))
     return parser
+
+
+def _add_identity(
+    enrol: argparse.ArgumentParser, identity: argparse.ArgumentParser, renew: argparse.ArgumentParser
+) -> None:
+    enrol.add_argument("--controller", metavar="URL", help="https://HOST:8443; default: identity.device_url of CONFIG")
+    enrol.add_argument("--token", metavar="TOKEN", help="- reads it from stdin; default: MUSTER_ENROL_TOKEN")
+    enrol.add_argument("--wait", type=_seconds, default=0.0, metavar="S", help="for somebody to accept it; default: 0")
+    new = enrol.add_argument_group("a device without a CONFIG")
+    new.add_argument("--device", metavar="NAME", help="default: the host's name")
+    new.add_argument("--class", dest="device_class", metavar="CLASS", help="default: the architecture, with -cpu")
+    new.add_argument("--data-dir", type=Path, default=DATA_DIR, metavar="DIR", help=f"default: {DATA_DIR}")
+    new.add_argument("--labels", type=_labels, default={}, metavar="K=V,..", help="also beside those of a CONFIG")
+    new.add_argument("--serial", metavar="TEXT", default="", help="of the hardware; default: as its firmware says")
+    new.add_argument("--key", metavar="KEY", help="file (the default), or a PKCS#11 URI")
+    for command in (enrol, identity, renew):
+        _add_config(command)
+        command.add_argument("--json", action="store_true", help="print the facts as JSON")
+
+
+def _add_install(
+    install: argparse.ArgumentParser, uninstall: argparse.ArgumentParser, supervise: argparse.ArgumentParser
+) -> None:
+    install.add_argument("--controller", metavar="URL", help="https://HOST:8443")
+    install.add_argument("--token", metavar="TOKEN", help="- reads it from stdin; default: MUSTER_ENROL_TOKEN")
+    install.add_argument("--device", metavar="NAME", help="default: the host's name")
+    install.add_argument("--class", dest="device_class", metavar="CLASS", help="default: the architecture, with -cpu")
+    install.add_argument("--labels", type=_labels, default={}, metavar="K=V,..")
+    install.add_argument("--serial", metavar="TEXT", default="", help="of the hardware; default: as its firmware says")
+    install.add_argument("--key", metavar="KEY", help="file (the default), or a PKCS#11 URI")
+    install.add_argument("--wait", type=_seconds, default=600.0, metavar="S", help="to be accepted; default: 600")
+    install.add_argument(
+        "--serve-wait", type=_seconds, default=30.0, metavar="S", help="for the first model to serve; default: 30"
+    )
+    place = install.add_argument_group("where")
+    place.add_argument("--user", action="store_true", help="for this user alone; the default for others than root")
+    place.add_argument("--data-dir", type=Path, metavar="DIR", help=f"default: {DATA_DIR}")
+    place.add_argument("--config-dir", type=Path, metavar="DIR", help=f"default: {CONFIG.parent}")
+    place.add_argument("--program-dir", type=Path, metavar="DIR", help="of its versions; default: /opt/muster-agent")
+    place.add_argument("--supervisor", choices=("auto", "systemd", "own", "none"), default="auto", help="default: auto")
+    install.add_argument("--dry-run", action="store_true", help="show what would be done")
+    install.add_argument("--json", action="store_true", help="print the facts as JSON")
+
+    _add_config(uninstall)
+    uninstall.add_argument("--purge", action="store_true", help="remove configuration, identity and models as well")
+    uninstall.add_argument("--yes", action="store_true", help="do not ask before --purge")
+    uninstall.add_argument("--dry-run", action="store_true", help="show what would be done")
+
+    _add_config(supervise)
+    supervise.add_argument("--detach", action="store_true", help="in the background, unless one runs already")
+
+
+def _add_upgrade(upgrade: argparse.ArgumentParser) -> None:
+    _add_config(upgrade)
+    what = upgrade.add_mutually_exclusive_group(required=True)
+    what.add_argument("--from", dest="folder", type=Path, metavar="FOLDER", help="the signed wheel set")
+    what.add_argument("--back", action="store_true", help="to the version before")
+    what.add_argument("--count-start", action="store_true", help=argparse.SUPPRESS)  # The service asks it first.
+    what.add_argument("--recover", action="store_true", help="finish, or undo, an upgrade that was interrupted")
+    upgrade.add_argument("--to", metavar="VERSION", help="refuse a folder of another version")
+    upgrade.add_argument("--ready-wait", type=_seconds, default=120.0, metavar="S", help="default: 120")
+    upgrade.add_argument("--allow-older", action="store_true", help="take a release that is older than this one")
+    upgrade.add_argument("--dry-run", action="store_true", help="verify the folder and end")
 
 
 def _add_batch(batch: argparse.ArgumentParser) -> None:
@@ -223,6 +338,13 @@ def _input(text: str) -> tuple[str, tuple[str, ...]]:
     if not (name and equals and columns):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=COLUMN[,COLUMN...]")
     return name, _names(columns)
+
+
+def _labels(text: str) -> dict[str, str]:
+    found = dict(item.partition("=")[::2] for item in text.split(","))
+    if not all(name.strip() for name in found) or text.count("=") < len(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE[,NAME=VALUE...]")
+    return {name.strip(): value.strip() for name, value in found.items()}
 
 
 def _share(text: str) -> float:
@@ -311,6 +433,54 @@ def _consent(options: argparse.Namespace) -> None:
     consent(options)
 
 
+def _enrol(options: argparse.Namespace) -> None:
+    from muster_agent.cli.enrol import enrol
+
+    enrol(options)
+
+
+def _identity(options: argparse.Namespace) -> None:
+    from muster_agent.cli.enrol import identity
+
+    identity(options)
+
+
+def _renew(options: argparse.Namespace) -> None:
+    from muster_agent.cli.enrol import renew
+
+    renew(options)
+
+
+def _install(options: argparse.Namespace) -> None:
+    from muster_agent.cli.install import install
+
+    install(options)
+
+
+def _uninstall(options: argparse.Namespace) -> None:
+    from muster_agent.cli.installed import uninstall
+
+    uninstall(options)
+
+
+def _supervise(options: argparse.Namespace) -> None:
+    from muster_agent.cli.installed import supervise
+
+    supervise(options)
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from muster_agent.cli.doctor import doctor
+
+    doctor(options)
+
+
+def _upgrade(options: argparse.Namespace) -> None:
+    from muster_agent.cli.upgrade import upgrade
+
+    upgrade(options)
+
+
 def _batch(options: argparse.Namespace) -> None:
     from muster_agent.cli.batch import batch
 
@@ -329,6 +499,14 @@ _COMMANDS: dict[str, Callable[[Any], None]] = {
     "predict": _predict,
     "trial": _trial,
     "consent": _consent,
+    "enrol": _enrol,
+    "identity": _identity,
+    "renew": _renew,
+    "install": _install,
+    "uninstall": _uninstall,
+    "supervise": _supervise,
+    "doctor": _doctor,
+    "upgrade": _upgrade,
     "batch": _batch,
     "completion": _completion,
 }
