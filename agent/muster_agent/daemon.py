@@ -42,6 +42,7 @@ from muster_agent.identity.asking import Order, ask_in_process
 from muster_agent.identity.folder import Enrolled
 from muster_agent.identity.renewing import Renewing
 from muster_agent.inbox import ConductorThread
+from muster_agent.io.client_id import client_id
 from muster_agent.io.disk import OsDisk
 from muster_agent.io.glibc import limit_arenas, release_memory
 from muster_agent.io.host import HardwareOverrides, PsutilHost, detect_hardware, usable_cpus
@@ -244,7 +245,7 @@ def _link(config: AgentConfig, boot: str, thread: ConductorThread) -> Link:
     link = Link(
         LinkConfig(
             config.broker,
-            client_id=f"muster-{config.fleet}-{config.device}",
+            client_id=client_id(config.data_dir, config.fleet, config.device),
             clean_start=True,  # Chunks that an agent before this one waited for are no use to it.
             session_expiry_s=SESSION_EXPIRY_S,
             will=Will(topic, encode(gone), delay_s=WILL_DELAY_S),

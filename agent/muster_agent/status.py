@@ -11,9 +11,11 @@ from dataclasses import replace
 import msgspec
 
 from muster_agent.identity.renewing import IdentityStatus
+from muster_agent.serving.answers import problem
 from muster_agent.serving.app import App
 from muster_agent.serving.extensions import ModelStatus
 from muster_agent.serving.http import Request, Response, refusal
+from muster_shared.errors import MusterError
 from muster_shared.ids import ModelName
 from muster_shared.messages import Twin
 
@@ -59,6 +61,10 @@ class StatusApp:
             return self._metrics(request)
         if request.path != PATH or request.method != b"GET":
             return self._app(request)
+        try:
+            self._app.check_caller(request)
+        except MusterError as error:
+            return problem(error)
         request.answer_from(asyncio.ensure_future(self._status()))
         return None
 

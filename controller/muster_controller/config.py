@@ -48,6 +48,7 @@ class ServerConfig:
         device_host: the address that the device port and the started broker listen on.
         device_names: host names and addresses under which devices reach it, beside `device_host`; they stand in the
             certificates of the server, and the first in what devices are told.
+        adopt_keys: the CA and the keys of `data` take the place of those that the shared `database` knows of.
         seed: of the random order of devices in rollouts; None takes entropy.
         log_json: one JSON object a line instead of text for a terminal.
     """
@@ -67,6 +68,7 @@ class ServerConfig:
     device_port: int = DEVICE_PORT
     device_host: str = HOST
     device_names: tuple[str, ...] = ()
+    adopt_keys: bool = False
     seed: int | None = None
     log_json: bool = False
     verbose: bool = False

@@ -8,12 +8,13 @@ Ports only, so the simulator runs this very class. Single-threaded: whoever owns
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import log as ln
 from random import Random
 
+import msgspec
 import structlog
 
 from muster_controller.acting import CONTROLLER, act_as, acting
@@ -62,6 +63,8 @@ log = structlog.get_logger()
 TICK_S = 0.25
 CROWD = 500  # Devices told in one turn, from which on everything that can wait does until the next.
 TRUST_EVERY_S = 300.0
+MISSED = "-"
+"""The boot of a device that is taken for offline because it did not answer, not because it or the broker said so."""
 ANNOUNCE_S = 60.0  # By then, after a new session, every device that is there has said so.
 LATENCY_RATIO_MAX = 1e3  # Beyond this a device measured nonsense; the gate clips far below it.
 
@@ -90,8 +93,14 @@ class Fleet:
         clock: Callable[[], float],
         random: Random,
         session: str,
+        labels: Callable[[DeviceId], Mapping[str, str]] = lambda device: {},
     ) -> None:
+        """
+        Args:
+            labels: what operators gave to a device, which it cannot take off: they go before those that it reports.
+        """
         self.id = fleet
+        self._labels = labels
         self.courier = Courier(registry, wire, clock)
         self._counters = Counters()
         self._mender = Mender()
@@ -115,8 +124,6 @@ class Fleet:
         self._ticked_at = float("-inf")
         self._connected_at: float | None = None
         """Of the newest connect, until who was not heard since has been taken for offline."""
-        self._missed: set[DeviceId] = set()
-        """Taken for offline because they did not answer in time, not because they or the broker said so."""
 
     @property
     def counters(self) -> Counters:
@@ -230,8 +237,7 @@ class Fleet:
         self._connected_at = None
         for device in self._ledger.devices():
             if device.online and device.seen_at < began_at:
-                self._missed.add(device.id)
-                self._save(device, replace(device, online=False))
+                self._save(device, replace(device, online=False, boot=MISSED))
 
     # -- operators ---------------------------------------------------------------------------------------------------
 
@@ -410,10 +416,9 @@ class Fleet:
         with self._engine.transaction():
             device = self._ledger.device(device_id) or Device(device_id)
             if not presence.online and device.boot not in ("", presence.boot):
-                return  # The will of a former life.
+                return  # The will of a former life, or of one that is missed already.
             if presence.online or device.online:
                 log.debug("presence", device=device_id, online=presence.online)
-            self._missed.discard(device_id)
             # It may be a retained copy, which is no sign of life: only a new twin is, and it follows at once.
             self._save(device, replace(device, online=presence.online, boot=presence.boot))
         self._engine.publish()
@@ -428,11 +433,31 @@ class Fleet:
                 return
             if old is not None and old.boot != twin.boot and old.sent_at > twin.sent_at and device.boot != twin.boot:
                 return  # A late copy of a former life.
-            # Only slow to answer after all: whoever was missed, and speaks, is there.
-            online = device.online or device_id in self._missed
-            self._missed.discard(device_id)
-            self._save(device, replace(device, online=online, twin=twin, seen_at=self._clock()))
+            # Only slow to answer after all: whoever was missed, by this controller or another, and speaks, is there.
+            boot = twin.boot if device.boot == MISSED else device.boot
+            online = device.online or device.boot == MISSED
+            self._save(
+                device, replace(device, online=online, boot=boot, twin=self._labelled(twin), seen_at=self._clock())
+            )
         self._engine.publish()
+
+    def relabel(self, devices: Iterable[DeviceId]) -> None:
+        """Take the labels of these devices from `labels` again, because they changed there."""
+        with self._engine.transaction():
+            for device_id in sorted(devices):
+                device = self._ledger.device(device_id)
+                if device is None or device.twin is None:
+                    continue
+                twin = self._labelled(device.twin)
+                if twin != device.twin:
+                    self._save(device, replace(device, twin=twin))
+        self._engine.publish()
+
+    def _labelled(self, twin: Twin) -> Twin:
+        given = self._labels(twin.device)
+        if all(twin.labels.get(key) == value for key, value in given.items()):
+            return twin
+        return msgspec.structs.replace(twin, labels={**twin.labels, **given})
 
     def _save(self, before: Device, after: Device) -> None:
         """Save a device, and tell the rollouts what concerns them. Inside a transaction."""

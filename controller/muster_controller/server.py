@@ -12,6 +12,7 @@ import logging
 import os
 import random
 import secrets
+import shutil
 import signal
 import socket
 import sys
@@ -38,6 +39,7 @@ from muster_controller.api.tls import LOOK_S, PageCertificate
 from muster_controller.audit.book import SAY_HEAD_S, AuditBook
 from muster_controller.audit.checkpoint import open_signer
 from muster_controller.broker.embedded import start_broker
+from muster_controller.broker.nats import STORE as NATS_STORE
 from muster_controller.config import BROKER_PORT, BROKER_TLS_PORT, HOST, ServerConfig, TlsFiles
 from muster_controller.db.audit import AuditReader
 from muster_controller.db.engine import find_database
@@ -72,12 +74,14 @@ from muster_shared.link import Link, LinkConfig, parse_broker_url
 
 DATABASE_FILE = "muster.db"
 LOCK_FILE = "lock"
+BROKER_FOLDER = "broker"
 PAGE_CERTIFICATE_FILE = "page.pem"
 ANY_HOST = ("0.0.0.0", "::")
 
 BROKER_READY_S = 20.0
 HTTP_READY_S = 20.0
 REFRESH_TRUST_S = 60.0
+RELABEL_S = 1.0
 PRUNE_S = 86_400.0
 HISTORY_S = 90 * 86_400.0  # Events and notes are kept this long.
 SESSION_S = 3600  # The broker keeps for an hour what devices say while the controller is away.
@@ -150,7 +154,7 @@ class Controller:
         durable.make_folder(config.data, 0o700)
         stack.callback(_lock(config.data))
         listener = stack.enter_context(_listen(config))
-        online_keys = encode_online_keys(create_online_keys(config.data))
+        create_online_keys(config.data)
         session = secrets.token_hex(4)
         hub = Hub(session)
         ledger = stack.enter_context(
@@ -169,8 +173,21 @@ class Controller:
         blobs.sweep()
         releases = Releases(TufRepository(config.data), blobs)
         releases.refresh(datetime.now(UTC))
-        identity = IdentityDesk(config, fleet_id, side, lambda: _newest_root(releases), time.time)
+        identity = IdentityDesk(
+            config,
+            fleet_id,
+            side,
+            lambda: _newest_root(releases),
+            time.time,
+            lambda: encode_online_keys(create_online_keys(config.data)),
+        )
         stack.callback(identity.stop)
+
+        def forget_sessions() -> None:
+            """Let NATS forget a controller of another name: it would keep all that devices say for it, for ever."""
+            shutil.rmtree(config.data / BROKER_FOLDER / NATS_STORE, ignore_errors=True)
+
+        client_id = f"muster-controller-{fleet_id}-{identity.client_word(forget_sessions)}"
         broker_url, public_broker_url = self._find_broker(identity)
         identity.start(public_broker_url)
         certificate = self._page_certificate(identity)
@@ -184,7 +201,14 @@ class Controller:
             clock=time.time,
             random=random.Random(config.seed),
             session=session,
+            labels=(lambda device: {}) if config.open_lab else identity.labels,
         )
+
+        def relabel() -> None:
+            changed = identity.labels.changed()
+            if changed:
+                fleet.relabel(changed)
+                identity.labels.took(changed)
 
         def refresh_trust() -> None:
             if releases.refresh(datetime.now(UTC)):
@@ -192,7 +216,7 @@ class Controller:
 
         def make_link() -> Link:
             link = Link(
-                _link_config(broker_url, fleet_id, identity.enrolment.ca.paths), thread.on_item, rng=random.Random()
+                _link_config(broker_url, client_id, identity.enrolment.ca.paths), thread.on_item, rng=random.Random()
             )
             link.subscribe(topics.controller_filters(fleet_id))
             return link
@@ -211,6 +235,7 @@ class Controller:
             door.ack,
             chores=(
                 Chore("refresh_trust", REFRESH_TRUST_S, refresh_trust),
+                Chore("relabel", RELABEL_S, relabel),
                 Chore("audit_head", SAY_HEAD_S, audit.say_head),
                 Chore("sweep_credentials", PRUNE_S, operators.sweep),
                 *(() if certificate is None else (Chore("page_certificate", LOOK_S, certificate.turn),)),
@@ -225,7 +250,7 @@ class Controller:
             fleet_id=fleet_id,
             version=__version__,
             broker_url=public_broker_url,
-            online_keys=online_keys,
+            online_keys=lambda: encode_online_keys(create_online_keys(config.data)),
             started_at=time.time(),
             clock=time.time,
             committed=ledger.committed,
@@ -238,6 +263,7 @@ class Controller:
             broker_connected=lambda: door.is_connected,
             counters=lambda: _counters(fleet, thread, wire, door),
             operators=operators,
+            open_lab=config.open_lab,
             edge=Edge(operators, frozenset(each.lower() for each in (*LOOPBACK, config.host, *config.names))),
             oidc=None if config.oidc is None else Oidc(config.oidc),
         )
@@ -256,7 +282,7 @@ class Controller:
         standard = BROKER_PORT if config.open_lab else BROKER_TLS_PORT
         port = (standard if config.broker_port is None else config.broker_port) or _free_port()
         security = None if config.open_lab else identity.security
-        broker = start_broker(config.broker_kind, config.data / "broker", port, security=security)
+        broker = start_broker(config.broker_kind, config.data / BROKER_FOLDER, port, security=security)
         self._stack.callback(broker.stop)
         broker.wait_ready(BROKER_READY_S)
         if config.open_lab:
@@ -358,7 +384,7 @@ def configure_logs(*, as_json: bool, verbose: bool) -> None:
     )
 
 
-def _link_config(broker_url: str, fleet: FleetId, paths: Paths) -> LinkConfig:
+def _link_config(broker_url: str, client_id: str, paths: Paths) -> LinkConfig:
     broker = parse_broker_url(broker_url)
     with_certificate = broker.tls and broker.username is None  # Whoever gives a password has a broker of another kind.
     return LinkConfig(
@@ -366,7 +392,7 @@ def _link_config(broker_url: str, fleet: FleetId, paths: Paths) -> LinkConfig:
         ca_path=paths.clients if with_certificate else None,
         cert_path=paths.controller if with_certificate else None,
         key_path=paths.controller if with_certificate else None,
-        client_id=f"muster-controller-{fleet}",
+        client_id=client_id,
         session_expiry_s=SESSION_S,
         max_inflight=1000,
         max_queued_out=QUEUED_OUT_MAX,

@@ -280,12 +280,14 @@ def test_mosquitto_gives_everybody_the_client_id_of_the_certificate(guarded: Gua
     assert not controller.was_cut
 
 
-def test_a_certificate_that_says_its_name_in_the_subject_alone_will_do(guarded: Guarded) -> None:
+def test_a_certificate_that_says_its_name_in_the_subject_alone_will_do_for_mosquitto(guarded: Guarded) -> None:
     controller = guarded.controller()
     plain = guarded.join("owner", leaf=guarded.ca.leaf("owner", file="plain", has_urn=False))
 
+    if guarded.kind is BrokerKind.NATS:  # It would compare every user with the subject, for each connection.
+        assert not plain.is_in
+        return
     plain.publish(f"{OWNER}/event", b"plain")
-
     controller.wait(lambda: b"plain" in controller.payloads, "its event")
 
 

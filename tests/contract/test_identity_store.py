@@ -22,6 +22,7 @@ from muster_controller.errors import NotFound
 from muster_controller.identity.ca import FleetCa
 from muster_controller.identity.enrolment import Approval, IdentityState
 from muster_controller.identity.errors import EnrolmentConflict
+from muster_controller.identity.labels import GrantedLabels
 from muster_controller.identity.service import CERTIFICATES_AN_HOUR, EnrolmentService, Reached
 from muster_shared.enrolment import EnrolmentToken, Granted, Refused, Waiting
 from muster_shared.ids import DeviceId, FleetId
@@ -51,8 +52,11 @@ class World:
             pass  # It migrates.
         self.service = self.controller()
 
+    def side(self) -> SideDatabase:
+        return self._stack.enter_context(SideDatabase(find_database(self.where)))
+
     def controller(self) -> EnrolmentService:
-        side = self._stack.enter_context(SideDatabase(find_database(self.where)))
+        side = self.side()
         ca = FleetCa(self.folder, FleetId("test"), self.clock(), lambda path: None)
         reached = Reached("mqtts://fleet.example:8883", "https://fleet.example:8443")
         return EnrolmentService(ca, IdentityStore(side), self.clock, lambda: reached, lambda: b"{}", self._wake)
@@ -123,6 +127,60 @@ def test_a_device_enrols_and_everything_is_written_down(world: World) -> None:
         ("device:dev-1", "identity.enrol", "dev-1", ""),
         ("device:dev-1", "certificate.issue", "dev-1", ""),
     ]
+
+
+def test_a_device_that_renews_and_renews_has_one_line_for_its_certificates(world: World) -> None:
+    device = AskingDevice("dev-1")
+    world.service.answer(device.asks(world.clock(), world.token()))
+    for _ in range(5):
+        world.clock.now += DAY_S
+        assert isinstance(world.service.answer(device.asks(world.clock())), Granted)
+
+    actions = [each[1] for each in world.actions()]
+
+    assert actions.count("certificate.issue") == 1
+    assert len(world.service.certificates(DeviceId("dev-1"))) == 6
+
+
+def test_the_first_certificate_of_another_device_of_that_name_has_its_line(world: World) -> None:
+    world.service.answer(AskingDevice("dev-1").asks(world.clock(), world.token()))
+    world.clock.now += DAY_S
+
+    world.service.forget(DeviceId("dev-1"))
+    world.service.answer(AskingDevice("dev-1").asks(world.clock(), world.token()))
+
+    assert [each[1] for each in world.actions()].count("certificate.issue") == 2
+
+
+def test_the_labels_of_a_token_are_known_at_once_and_at_every_controller(world: World) -> None:
+    side = world.side()
+    labels, token = GrantedLabels(IdentityStore(side)), world.token(uses=2, approval=Approval.MANUAL)
+    labels.refresh()
+    world.service.answer(AskingDevice("dev-1").asks(world.clock(), token))
+    waiting = labels(DeviceId("dev-1"))
+
+    world.service.accept(DeviceId("dev-1"))
+    labels.refresh()
+    world.service.answer(AskingDevice("dev-2").asks(world.clock(), token))
+    world.service.accept(DeviceId("dev-2"))
+
+    assert waiting == {}
+    assert labels(DeviceId("dev-1")) == {"site": "berlin"}
+    assert labels(DeviceId("dev-2")) == {"site": "berlin"}
+    assert labels.changed() == {"dev-1"}
+
+
+def test_who_took_changed_labels_hears_of_the_next_change_alone(world: World) -> None:
+    labels = GrantedLabels(IdentityStore(world.side()))
+    world.service.answer(AskingDevice("dev-1").asks(world.clock(), world.token()))
+    labels.refresh()
+
+    labels.took(labels.changed())
+    labels.refresh()
+    world.service.answer(AskingDevice("dev-2").asks(world.clock(), world.token()))
+    labels.refresh()
+
+    assert labels.changed() == {"dev-2"}
 
 
 def test_the_secret_of_a_token_is_in_no_row(world: World) -> None:

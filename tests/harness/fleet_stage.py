@@ -101,6 +101,8 @@ class Stage:
     path: Path
     now: float = 1000.0
     registry: Shelf = field(default_factory=Shelf)
+    granted: dict[DeviceId, dict[str, str]] = field(default_factory=dict)
+    """Labels that operators gave."""
 
     def __post_init__(self) -> None:
         self.begin()
@@ -116,6 +118,7 @@ class Stage:
             clock=lambda: self.now,
             random=Random(5),
             session="s",
+            labels=lambda device: self.granted.get(device, {}),
         )
 
     def restart(self) -> None:

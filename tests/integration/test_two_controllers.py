@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import random
+import shutil
 import socket
 import threading
 import time
@@ -35,6 +36,7 @@ from muster_controller.fleet import Fleet
 from muster_controller.gateway.fleet_thread import FleetThread
 from muster_controller.gateway.standing import Standing
 from muster_controller.gateway.wire import LinkWire
+from muster_controller.identity.agreement import Disagreement
 from muster_controller.registry.operator import init_operator
 from muster_controller.registry.tuf_repository import create_online_keys
 from muster_controller.server import Controller
@@ -501,10 +503,14 @@ def test_of_two_servers_one_leads_and_the_other_takes_over(
         ServerConfig(data=tmp_path / name, database=url, fleet=FLEET, port=0, device_port=0, broker_url=broker_url)
         for name in ("one", "other")
     ]
-    for config in configs:
-        init_operator(
-            tmp_path / f"operator-{config.data.name}", [MODEL], create_online_keys(config.data), datetime.now(UTC)
-        )
+    with Controller(configs[0]):  # It writes down what the other has to have too.
+        pass
+    init_operator(tmp_path / "operator", [MODEL], create_online_keys(configs[0].data), datetime.now(UTC))
+    with pytest.raises(Disagreement, match="ca-root, ca-issuer, online-keys"), Controller(configs[1]):
+        pass
+    for folder in ("ca", "keys"):
+        shutil.rmtree(configs[1].data / folder)
+        shutil.copytree(configs[0].data / folder, configs[1].data / folder)
     said = threading.Event()
     device = Link(
         LinkConfig(broker=parse_broker_url(broker_url), client_id="dev-0"), lambda item: said.set(), rng=random.Random()

@@ -208,6 +208,21 @@ def test_a_device_that_does_not_answer_a_new_session_is_missed_until_it_speaks(s
     assert back.online
 
 
+def test_a_device_that_another_controller_missed_is_there_when_it_speaks(stage: Stage) -> None:
+    stage.join("dev-a")
+    stage.now += 1.0
+    stage.fleet.connected()
+    stage.pass_(120.0)
+
+    stage.restart()
+    stage.hear("dev-a", Channel.TWIN, twin("dev-a", 2))
+
+    back = stage.ledger.device(DeviceId("dev-a"))
+    assert back is not None
+    assert back.online
+    assert back.boot == twin("dev-a", 2).boot
+
+
 def test_a_twin_does_not_bring_back_a_device_whose_will_was_heard(stage: Stage) -> None:
     stage.join("dev-a")
     stage.hear("dev-a", Channel.PRESENCE, presence("dev-a", online=False))

@@ -84,6 +84,22 @@ def test_a_device_certificate_names_the_device_and_the_fleet_and_is_good_for_a_w
     verify_client(ca, [leaf, intermediate])
 
 
+def test_a_client_certificate_says_its_name_in_a_uri_too_which_nobody_has_to_understand(tmp_path: Path) -> None:
+    ca = open_ca(tmp_path)
+    ca.renew_own(NAMES, NOW)
+
+    found = [
+        leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        for leaf in (issue(ca)[0], chain_at(ca.paths.controller)[0])
+    ]
+
+    assert [each.critical for each in found] == [False, False]
+    assert [list(each.value) for each in found] == [
+        [x509.UniformResourceIdentifier("urn:muster:test:dev-1")],
+        [x509.UniformResourceIdentifier("urn:muster:test:controller.test")],
+    ]
+
+
 def test_the_server_certificate_has_every_name_and_brings_the_whole_chain_with_it(tmp_path: Path) -> None:
     ca = open_ca(tmp_path)
 

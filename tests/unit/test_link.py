@@ -435,6 +435,25 @@ def test_a_tls_link_checks_the_broker_and_shows_its_certificate(open_link: Open,
     assert shown[0]
 
 
+def test_a_broker_that_wants_a_certificate_is_told_in_the_words_of_tls(
+    open_link: Open, serve: Serve, tmp_path: Path
+) -> None:
+    ca, cert, key = _certificate_files(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3  # It refuses after the handshake, as far as a client can see.
+    context.load_cert_chain(cert, key)
+    context.load_verify_locations(ca)
+    context.verify_mode = ssl.CERT_REQUIRED
+    server = serve(lambda sock, _: read_to_the_end(sock), context)
+    link, items = open_link(at(server.port, tls=True), ca_path=ca)
+
+    link.start()
+
+    wanted = Disconnected("connection lost: TLSV13_ALERT_CERTIFICATE_REQUIRED")
+    wait_until(lambda: wanted in items, f"{wanted} said")
+    assert not link.is_connected
+
+
 def _certificate_files(folder: Path) -> tuple[Path, Path, Path]:
     """One self-signed certificate for 127.0.0.1 that is its own authority, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())

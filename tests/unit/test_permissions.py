@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muster_controller.broker.permissions import TABLE, Access, Role, allows, covers, filters
-from muster_controller.broker.security import controller_name
+from muster_controller.client_names import controller_name
 from muster_shared import topics
 from muster_shared.ids import DeviceId, FleetId, Sha256
 from muster_shared.topics import (

@@ -56,4 +56,5 @@ def list_devices(
 def show_device(given: Given, device_id: str) -> DeviceDetail:
     """One device: what it reports, what it should run, and what its slots hold."""
     device = given.device(DeviceId(device_id))
-    return device_detail(device, given.committed().desired.get(device.id))
+    granted = {} if given.open_lab else given.identity.labels(device.id)
+    return device_detail(device, given.committed().desired.get(device.id), granted)

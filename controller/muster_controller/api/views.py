@@ -1,6 +1,7 @@
 """Devices, history and models as the API says them. Pure. Rollouts: `rollout_views`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 import msgspec
@@ -52,12 +53,16 @@ def device_view(device: Device, desired: Desired | None) -> DeviceView:
     return DeviceView(**_device_fields(device, desired))
 
 
-def device_detail(device: Device, desired: Desired | None) -> DeviceDetail:
+def device_detail(
+    device: Device, desired: Desired | None, granted: Mapping[str, str] = MappingProxyType({})
+) -> DeviceDetail:
+    """`granted`: the labels that operators gave to it."""
     twin = device.twin
     reported = {} if twin is None else {model.model: model for model in twin.models}
     wanted = {} if desired is None else desired.models
     return DeviceDetail(
         **_device_fields(device, desired),
+        granted_labels=dict(granted),
         slots=[_slot(name, reported.get(name), wanted.get(name)) for name in sorted(reported.keys() | wanted.keys())],
         assignment_counter=0 if desired is None else desired.counter,
         accepted_counter=0 if twin is None else twin.counter,

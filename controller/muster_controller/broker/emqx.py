@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from pathlib import PurePath
 
 from muster_controller.broker.permissions import Access, Role, filters
-from muster_controller.broker.security import Admission, controller_name
+from muster_controller.broker.security import Admission
+from muster_controller.client_names import controller_name
 from muster_shared.ids import DeviceId, FleetId
 
 CONFIGURATION = "emqx.conf"

@@ -8,7 +8,8 @@ from enum import StrEnum
 from pathlib import PurePosixPath
 
 from muster_controller.broker import emqx, mosquitto, nats
-from muster_controller.broker.security import Admission, controller_name
+from muster_controller.broker.security import Admission
+from muster_controller.client_names import controller_name
 
 
 class Foreign(StrEnum):

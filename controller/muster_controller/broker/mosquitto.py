@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Self
 
 from muster_controller.broker.permissions import Access, Role, filters
-from muster_controller.broker.security import Admission, TlsFiles, controller_name
+from muster_controller.broker.security import Admission, TlsFiles
+from muster_controller.client_names import controller_name
 from muster_shared.ids import DeviceId, FleetId
 
 EXECUTABLE = "mosquitto"

@@ -14,7 +14,7 @@ from enum import StrEnum
 from itertools import zip_longest
 from typing import Final
 
-from muster_controller.broker.security import controller_name
+from muster_controller.client_names import controller_name
 from muster_shared.ids import DeviceId, FleetId, Sha256
 from muster_shared.topics import (
     ROOT,

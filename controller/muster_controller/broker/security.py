@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from muster_controller.client_names import controller_name
 from muster_shared.ids import DeviceId, FleetId
 
 _LOCAL = ("", "0.0.0.0", "::", "127.0.0.1", "::1", "localhost")
@@ -83,16 +84,3 @@ class Admission:
     tls: TlsFiles
     devices: tuple[DeviceId, ...] = ()
     revoked: tuple[DeviceId, ...] = ()
-
-
-def controller_name(fleet: FleetId) -> str:
-    """Return the common name of the client certificate of the controller of `fleet`; no device id has a dot."""
-    return f"controller.{fleet}"
-
-
-def urn(fleet: FleetId, name: str) -> str:
-    """Return the URI that stands in the subject alternative name of a client's certificate, beside its common name.
-
-    NATS finds a user by it at once; by the subject it compares every user in turn.
-    """
-    return f"urn:muster:{fleet}:{name}"

@@ -71,6 +71,12 @@ def show(context: typer.Context, device: DeviceArgument, as_json: AsJson = False
     def human(console: Console) -> None:
         link = "online" if found["online"] else "offline"
         console.print(f"{found['id']}: {found['device_class']}, {link}, {found['standing']}.")
+        granted = found.get("granted_labels", {})
+        labels = [
+            f"{key}={value}{' (by an operator)' if key in granted else ''}" for key, value in found["labels"].items()
+        ]
+        if labels:
+            console.print(f"Labels: {', '.join(labels)}", highlight=False, markup=False)
         table = Table("model", "serves", "kept", "should serve", "by rollout", "phase", "engine", "error")
         for slot in found["slots"]:
             table.add_row(

@@ -79,6 +79,9 @@ def serve(
         list[str] | None,
         typer.Option(help="A name or address under which devices reach this machine; repeat it, the best one first."),
     ] = None,
+    adopt_keys: Annotated[
+        bool, typer.Option("--adopt-keys", help="The CA and keys in --data replace those that --database knows of.")
+    ] = False,
     seed: Annotated[
         int | None, typer.Option(help="Of the random order of devices in rollouts, to repeat a history. Default: none.")
     ] = None,
@@ -109,6 +112,7 @@ def serve(
         device_port=device_port,
         device_host=device_host,
         device_names=tuple(device_name or ()),
+        adopt_keys=adopt_keys,
         seed=seed,
         log_json=log_json,
         verbose=verbose,

@@ -24,6 +24,8 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
     def human(console: Console) -> None:
         broker = "connected" if found["broker_connected"] else "NOT connected"
         console.print(f"Fleet {found['fleet']} at {api.url}, broker {found['broker_url']} {broker}.")
+        if found.get("open_lab"):
+            console.print("Open lab: the broker takes any program on its machine as any device.", style="bold red")
         words = ", ".join(f"{count} {name}" for name, count in found["standings"].items()) or "none yet"
         console.print(f"{found['online']} of {found['devices']} devices online: {words}.")
         if found["versions"]:

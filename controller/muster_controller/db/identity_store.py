@@ -76,6 +76,19 @@ class IdentityReading:
         found = self._connection.execute(query.where(_IDENTITY.c.device.not_like(f"%{FORGOTTEN}%"))).scalars()
         return sorted(DeviceId(name) for name in found)
 
+    def labels(self, state: IdentityState) -> dict[DeviceId, Mapping[str, str]]:
+        """Return the labels of every device of a state; not of the forgotten ones."""
+        query = select(_IDENTITY.c.device, _IDENTITY.c.labels).where(_IDENTITY.c.state == state.value)
+        rows = self._connection.execute(query.where(_IDENTITY.c.device.not_like(f"%{FORGOTTEN}%"))).all()
+        seen: dict[bytes, Mapping[str, str]] = {}  # Most of them have those of a few tokens.
+        found: dict[DeviceId, Mapping[str, str]] = {}
+        for row in rows:
+            raw = bytes(row.labels)
+            if raw not in seen:
+                seen[raw] = _labels.decode(raw)
+            found[DeviceId(row.device)] = seen[raw]
+        return found
+
     def barred(self, now: float) -> list[DeviceId]:
         """Return who may not come although some certificate of that name has not run out, sorted: the revoked, and the
         forgotten whose name nobody else has by now."""
@@ -88,7 +101,7 @@ class IdentityReading:
     def related(self, asked: Asked) -> list[Identity]:
         """Return the identities that `decide` has to know of.
 
-        Those of the same key or serial number are looked for through the whole table, so only for who has a token.
+        Those of the same serial number are looked for through the whole table, so only for who has a token.
         """
         same = _IDENTITY.c.device == asked.device
         if asked.secret_is_right:
@@ -103,8 +116,8 @@ class IdentityReading:
         return self._connection.execute(query).first() is not None
 
     def issued_since(self, device: DeviceId, since: float) -> int:
-        """Return how many certificates a device was given since then."""
-        query = select(func.count()).where(_CERTIFICATE.c.device == device, _CERTIFICATE.c.issued_at > since)
+        """Return how many certificates a device was given from then on."""
+        query = select(func.count()).where(_CERTIFICATE.c.device == device, _CERTIFICATE.c.issued_at >= since)
         return int(self._connection.execute(query).scalar_one())
 
     def certificates(self, device: DeviceId, limit: int = 20) -> list[CertificateEntry]:
@@ -175,8 +188,12 @@ class IdentityWriting(IdentityReading):
             self._connection.execute(delete(_IDENTITY).where(row))
         self.note("identity.forget", identity.device, f"it was {identity.state.value}, key {identity.fingerprint[:16]}")
 
-    def add_certificate(self, entry: CertificateEntry, nonce: str) -> None:
-        """Raises LedgerRefused (at the end of the transaction's block) when the nonce was used before."""
+    def add_certificate(self, entry: CertificateEntry, nonce: str, *, is_audited: bool) -> None:
+        """Raises LedgerRefused (at the end of the transaction's block) when the nonce was used before.
+
+        Args:
+            is_audited: not for a renewal, which a device brings about by itself: the row is enough.
+        """
         self._connection.execute(
             insert(_CERTIFICATE).values(
                 serial=entry.serial,
@@ -187,7 +204,8 @@ class IdentityWriting(IdentityReading):
                 nonce=nonce,
             )
         )
-        self.note("certificate.issue", entry.name, f"serial {entry.serial}")
+        if is_audited:
+            self.note("certificate.issue", entry.name, f"serial {entry.serial}")
 
     def revoke_certificates(self, device: DeviceId) -> int:
         """Revoke those of a device that would still hold, and return how many."""

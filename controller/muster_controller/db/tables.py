@@ -247,7 +247,7 @@ class IdentityRow(Row, table=True):
     """A device that enrolled, or waits to be accepted."""
 
     __tablename__ = "identity"
-    __table_args__ = (Index(None, "state"),)
+    __table_args__ = (Index(None, "state"), Index(None, "fingerprint"))
 
     device: str = Field(primary_key=True)
     state: str
@@ -351,6 +351,17 @@ class AuditHeadRow(Row, table=True):
     id: int = Field(primary_key=True)
     ordinal: int = Field(sa_column=Column(Wide, nullable=False))
     hash: str
+
+
+class AgreementRow(Row, table=True):
+    """What every controller of this database has in common (`identity.agreement`)."""
+
+    __tablename__ = "agreement"
+
+    name: str = Field(primary_key=True)
+    value: str
+    rank: int = Field(sa_column=Column(Wide, nullable=False))
+    """A value of a higher one takes the place of this."""
 
 
 def table(row: type[Row]) -> Table:

@@ -42,12 +42,19 @@ class AccessThread:
     """Settles at `start`, and then from a thread of its own until `stop`."""
 
     def __init__(
-        self, ca: FleetCa, service: EnrolmentService, names: Sequence[str], clock: Callable[[], float]
+        self,
+        ca: FleetCa,
+        service: EnrolmentService,
+        names: Sequence[str],
+        clock: Callable[[], float],
+        rest: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Args:
             names: host names and addresses that stand in the server's certificate.
+            rest: what else follows from the rows; called each time, at the end. It raises what `settle` may.
         """
+        self._rest = rest
         self._ca = ca
         self._service = service
         self._names = tuple(names)
@@ -115,6 +122,7 @@ class AccessThread:
         if now >= self._prune_at:
             self._service.prune(now - HISTORY_S)
             self._prune_at = now + PRUNE_S
+        self._rest()
 
     def _tell_of_ca(self) -> None:
         """Write into the audit log that the CA is another: whoever changed its files wrote into no database."""

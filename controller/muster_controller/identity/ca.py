@@ -20,6 +20,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Self
 
@@ -38,7 +39,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
+from muster_controller.client_names import controller_name, urn
 from muster_controller.identity import certificates
+from muster_controller.identity.agreement import Own
 from muster_controller.identity.certificates import Issued, Signer, SigningKey
 from muster_controller.identity.errors import CaInvalid, RootKeyAway
 from muster_controller.registry import durable
@@ -129,6 +132,16 @@ class FleetCa:
         return certificates.pin(self._signer.certificate)
 
     @property
+    def has_in_common(self) -> tuple[Own, Own]:
+        """What every controller of the fleet has to have: the root, and the key of who issues."""
+        former_roots = frozenset(certificates.pin(each) for each in self._roots)
+        former_keys = frozenset(_key_pin(each.key) for each in self._retired)
+        return (
+            Own("ca-root", FOLDER, self.pin, former=former_roots),
+            Own("ca-issuer", FOLDER, _key_pin(self._signer.key), former=former_keys),
+        )
+
+    @property
     def root_pem(self) -> bytes:
         return certificates.pem([self._signer.root])
 
@@ -177,9 +190,9 @@ class FleetCa:
                 # The root goes with it: who knows nothing but its hash can check the whole chain.
                 self._write(SERVER, _plain(key) + issued.pem + self.root_pem)
                 made.append(issued)
-            if self._is_stale(CONTROLLER, now, ()):
+            name = controller_name(self.fleet)
+            if self._is_stale(CONTROLLER, now, (urn(self.fleet, name),)):
                 key = certificates.new_key()
-                name = f"controller.{self.fleet}"
                 issued = certificates.issue_client(self._signer, key.public_key(), name, self.fleet, now)
                 self._write(CONTROLLER, _plain(key) + issued.pem)
                 made.append(issued)
@@ -379,7 +392,7 @@ class FleetCa:
         begin, end = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
         if now > (begin + end) / 2 or self._signer.certificate not in own:
             return True
-        return bool(names) and _hosts(certificate) != set(names)
+        return _names(certificate) != set(names)
 
     def _read_own(self, name: str) -> list[x509.Certificate] | None:
         """Return a certificate of ours with its chain; None where there is none, or none that fits its key."""
@@ -454,7 +467,7 @@ def _say(
     )
 
 
-def _hosts(certificate: x509.Certificate) -> set[str]:
+def _names(certificate: x509.Certificate) -> set[str]:
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
@@ -484,6 +497,10 @@ def _plain(key: SigningKey) -> bytes:
 def _public(key: SigningKey | CertificatePublicKeyTypes) -> bytes:
     public = key.public_key() if isinstance(key, ec.EllipticCurvePrivateKey | RSAPrivateKey) else key
     return public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def _key_pin(key: SigningKey) -> Sha256:
+    return Sha256(sha256(_public(key)).hexdigest())
 
 
 def _info(role: str, certificate: x509.Certificate) -> CertificateInfo:

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from muster_controller.client_names import urn
 from muster_controller.identity.errors import CaInvalid
 from muster_shared.ids import FleetId, Sha256
 
@@ -112,7 +113,8 @@ def make_intermediate(root: Signer, key: SigningKey, fleet: FleetId, now: float)
 def issue_client(signer: Signer, public: ec.EllipticCurvePublicKey, name: str, fleet: FleetId, now: float) -> Issued:
     """Return a certificate for a device or for the controller itself. Raises CaInvalid: the issuer has run out."""
     lifetime = DEVICE_S if "." not in name else SERVER_S
-    return _issue(signer, public, name, fleet, now, lifetime, ExtendedKeyUsageOID.CLIENT_AUTH, ())
+    also = [x509.UniformResourceIdentifier(urn(fleet, name))]
+    return _issue(signer, public, name, fleet, now, lifetime, ExtendedKeyUsageOID.CLIENT_AUTH, also)
 
 
 def issue_server(
@@ -123,7 +125,8 @@ def issue_server(
     Raises:
         CaInvalid: the issuer has run out, or a name is none.
     """
-    return _issue(signer, public, f"server.{fleet}", fleet, now, SERVER_S, ExtendedKeyUsageOID.SERVER_AUTH, names)
+    also = [_host(each) for each in names]
+    return _issue(signer, public, f"server.{fleet}", fleet, now, SERVER_S, ExtendedKeyUsageOID.SERVER_AUTH, also)
 
 
 def revocation_list(signer: Signer, revoked: Iterable[tuple[str, float]], now: float, begins_at: float) -> bytes:
@@ -213,7 +216,7 @@ def _issue(
     now: float,
     lifetime_s: float,
     usage: x509.ObjectIdentifier,
-    names: Sequence[str],
+    also: Sequence[x509.GeneralName],
 ) -> Issued:
     until = min(now + lifetime_s, signer.expires_at)
     if until <= now:
@@ -226,8 +229,8 @@ def _issue(
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
         .add_extension(_issued_by(signer), critical=False)
     )
-    if names:
-        builder = builder.add_extension(x509.SubjectAlternativeName([_host(each) for each in names]), critical=False)
+    if also:
+        builder = builder.add_extension(x509.SubjectAlternativeName(also), critical=False)
     certificate = builder.sign(signer.key, SHA256())
     return Issued(
         pem((certificate, signer.certificate, *signer.above[:-1])),

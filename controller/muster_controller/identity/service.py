@@ -151,7 +151,8 @@ class EnrolmentService:
             if decision.spends:
                 _enrol(writing, decision)
             issued = self.ca.issue_device(asked.device, verified.session, now)
-            writing.add_certificate(_entry(issued), verified.request.nonce)
+            is_first = not writing.issued_since(asked.device, decision.identity.asked_at)
+            writing.add_certificate(_entry(issued), verified.request.nonce, is_audited=is_first)
         if decision.spends:
             log.info("device_enrolled", device=asked.device, token=decision.identity.token)
             self._changed()
@@ -301,7 +302,7 @@ class EnrolmentService:
     def record(self, issued: Issued) -> None:
         """Write down a certificate of the controller's own."""
         with self._store.writing(Acting(), issued.issued_at) as rows:
-            rows.add_certificate(_entry(issued), secrets.token_hex(16))
+            rows.add_certificate(_entry(issued), secrets.token_hex(16), is_audited=True)
 
     def admitted(self) -> list[DeviceId]:
         """Return every device that may come, sorted."""

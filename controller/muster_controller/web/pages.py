@@ -238,6 +238,10 @@ def _environment(services: Services) -> Environment:
         words=present.words,
     )
     environment.globals.update(
-        fleet=services.fleet_id, version=services.version, query=present.query, tones=present.TONES
+        fleet=services.fleet_id,
+        version=services.version,
+        open_lab=services.open_lab,
+        query=present.query,
+        tones=present.TONES,
     )
     return environment

@@ -53,6 +53,7 @@ def _fleet(config: LoadConfig) -> LoadedFleet:
         requests_per_s=lambda model: config.requests_per_s.get(model, config.requests_per_s_other),
         twin_every_s=config.twin_every_s,
         seed=config.seed,
+        identities=config.identities,
     )
 
 

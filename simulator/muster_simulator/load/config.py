@@ -34,6 +34,8 @@ class LoadConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """By model; those not named get `requests_per_s_other`."""
     requests_per_s_other: float = 20.0
     twin_every_s: float = 10.0
+    identities: Path | None = None
+    """A folder for each device, as `muster-agent enrol` leaves it; None: the broker asks for no certificate."""
     status_file: Path | None = None
     """Written anew every second, as one JSON line."""
 

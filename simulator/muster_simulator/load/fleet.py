@@ -25,6 +25,7 @@ import structlog
 
 from muster_agent import __version__
 from muster_agent.conductor import Conductor, Identity
+from muster_agent.identity.folder import IdentityFolder
 from muster_agent.io.wire import MqttWire
 from muster_shared.errors import WireError
 from muster_shared.ids import DeviceId, FleetId, ModelName
@@ -105,10 +106,16 @@ class LoadedFleet:
         requests_per_s: Callable[[ModelName], float],
         twin_every_s: float,
         seed: int,
+        identities: Path | None = None,
     ) -> None:
+        """
+        Args:
+            identities: holds an identity folder for each device; None: they call without a certificate.
+        """
         self.chunks_dropped = 0
         self._fleet = fleet
         self._broker = broker
+        self._identities = identities
         self._seed = seed
         self._requests_per_s = requests_per_s
         self._twin_every_s = twin_every_s
@@ -156,6 +163,7 @@ class LoadedFleet:
         chance = random.Random(f"{self._seed}-{device}")
         boot = secrets.token_hex(8)
         gone = Presence(device=device, boot=boot, online=False, sent_at=time.time())
+        identity = None if self._identities is None else IdentityFolder(self._identities / device)
         link = Link(
             LinkConfig(
                 self._broker,
@@ -163,6 +171,9 @@ class LoadedFleet:
                 clean_start=True,
                 session_expiry_s=SESSION_EXPIRY_S,
                 will=Will(build(self._fleet, _presence(device)), encode(gone), delay_s=WILL_DELAY_S),
+                ca_path=None if identity is None else identity.ca_path,
+                cert_path=None if identity is None else identity.certificate_path,
+                key_path=None if identity is None else identity.session_key_path,
             ),
             lambda item: self._heard(number, item),
             rng=random.Random(chance.getrandbits(64)),

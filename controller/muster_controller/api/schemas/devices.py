@@ -62,6 +62,9 @@ class SlotView(Schema):
 
 
 class DeviceDetail(DeviceView):
+    granted_labels: dict[str, str] = Field(
+        description="What its enrolment token gave to it; in `labels` they stand before what the device claims."
+    )
     slots: list[SlotView]
     assignment_counter: int
     accepted_counter: int

@@ -1,4 +1,4 @@
-"""Enrolment and certificates, operators and their credentials, the audit log."""
+"""Enrolment and certificates, operators and their credentials, the audit log, what controllers have in common."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -45,6 +45,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("device", name=op.f("pk_identity")),
     )
     op.create_index(op.f("ix_identity_state"), "identity", ["state"])
+    op.create_index(op.f("ix_identity_fingerprint"), "identity", ["fingerprint"])
     op.create_table(
         "certificate",
         sa.Column("serial", sa.String(), nullable=False),
@@ -111,3 +112,10 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_audit_head")),
     )
     op.bulk_insert(head, [{"id": 1, "ordinal": 0, "hash": ""}])
+    op.create_table(
+        "agreement",
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("value", sa.String(), nullable=False),
+        sa.Column("rank", WIDE, nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_agreement")),
+    )
