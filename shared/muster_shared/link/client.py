@@ -27,6 +27,10 @@ class BoundedClient(mqtt.Client):
 
     packet_limit_bytes = 0
 
+    tls_failure = ""
+    """What TLS said when it ended this connection, such as TLSV13_ALERT_CERTIFICATE_REQUIRED; paho keeps it to itself.
+    With TLS 1.3 a broker refuses a certificate only after the handshake, so that it looks like a line that broke."""
+
     _unread = b""
     _read_to = 0
     _corked = bytearray()
@@ -45,6 +49,7 @@ class BoundedClient(mqtt.Client):
         """Connect anew; nothing of the former connection is left in any buffer."""
         self._unread, self._read_to = b"", 0
         self._corked = bytearray()
+        self.tls_failure = ""
         return super().reconnect()
 
     def trust(self, context: ssl.SSLContext) -> None:
@@ -61,8 +66,8 @@ class BoundedClient(mqtt.Client):
             raise ConnectionError(f"the broker announced a packet of {bufsize} bytes")
         if not self._unread:
             if bufsize >= READ_AHEAD_BYTES:
-                return super()._sock_recv(bufsize)
-            self._unread = super()._sock_recv(READ_AHEAD_BYTES)
+                return self._receive(bufsize)
+            self._unread = self._receive(READ_AHEAD_BYTES)
         begin = self._read_to
         part = self._unread[begin : begin + bufsize]
         if begin + len(part) < len(self._unread):
@@ -70,6 +75,13 @@ class BoundedClient(mqtt.Client):
         else:
             self._unread, self._read_to = b"", 0
         return part
+
+    def _receive(self, bufsize: int) -> bytes:
+        try:
+            return super()._sock_recv(bufsize)
+        except ssl.SSLError as error:
+            self.tls_failure = str(error.reason or error)
+            raise
 
     def _sock_send(self, buf: bytes | bytearray) -> int:
         # A packet is taken whole, or (BlockingIOError) paho keeps it: `buf` always begins with one.

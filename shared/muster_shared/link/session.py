@@ -576,7 +576,7 @@ class Link:
         _properties: Properties | None,
     ) -> None:
         said = "the broker ended the connection" if flags.is_disconnect_packet_from_server else "connection lost"
-        self._lose(f"{said}: {reason}")
+        self._lose(f"{said}: {self._client.tls_failure or reason}")
 
     def _on_message(self, client: mqtt.Client, _userdata: object, message: mqtt.MQTTMessage) -> None:
         self._progress += 1
