@@ -27,6 +27,7 @@ from muster_controller.identity.certificates import pin
 from muster_controller.identity.device_port import DevicePort, PortLimits, listen
 from muster_controller.server import Controller
 from muster_controller.whereabouts import read_running
+from muster_shared import topics
 from muster_shared.enrolment import (
     CA_PATH,
     PATH,
@@ -37,8 +38,9 @@ from muster_shared.enrolment import (
     decode_answer,
     parse_token,
 )
-from muster_shared.ids import FleetId
+from muster_shared.ids import DeviceId, FleetId
 from muster_shared.link import Connected, Disconnected, Link, LinkConfig, LinkItem, parse_broker_url
+from muster_shared.messages import Hardware, Twin, encode
 
 FLEET = FleetId("test")
 WAIT_S = 30.0
@@ -377,6 +379,62 @@ def test_a_device_enrols_with_one_token_works_and_is_thrown_out(fleet: Fleet, tm
     assert fleet.api.get("/health").json()["broker_connected"] is True
     lines = fleet.api.get("/audit", params={"subject": "dev-1"}).json()["lines"]
     assert (lines[0]["action"], lines[0]["reason"]) == ("identity.revoke", "stolen")
+
+
+def test_a_device_that_claims_another_group_is_shown_in_its_own(fleet: Fleet, tmp_path: Path) -> None:
+    device = AskingDevice("dev-liar")
+    granted = fleet.enrol(device, fleet.token(labels={"site": "berlin"}))
+    assert isinstance(granted, Granted)
+    claims = Twin(
+        device=DeviceId("dev-liar"),
+        sent_at=time.time(),
+        boot="b",
+        sequence=1,
+        agent_version="1.0.0",
+        counter=0,
+        hardware=Hardware(device_class="sim", arch="x86_64"),
+        labels={"site": "oslo", "line": "2"},
+    )
+
+    connection = Connection(device, granted, tmp_path)
+    try:
+        topic = topics.build(FLEET, topics.DeviceTopic(DeviceId("dev-liar"), topics.Channel.TWIN))
+        connection.link.publish(topic, encode(claims), qos=1, retain=True)
+        until(lambda: fleet.api.get("/devices/dev-liar").status_code == 200)
+    finally:
+        connection.link.stop(5.0)
+
+    found = fleet.api.get("/devices/dev-liar").json()
+    assert found["labels"] == {"site": "berlin", "line": "2"}
+    assert found["granted_labels"] == {"site": "berlin"}
+    assert "site=berlin (by an operator), line=2" in fleet.muster("device", "show", "dev-liar")
+
+
+def test_an_open_lab_is_called_one_wherever_somebody_looks(fleet: Fleet, lab: Fleet) -> None:
+    secured, opened = (httpx.get(f"{each.running.url}/login", trust_env=False).text for each in (fleet, lab))
+
+    assert (fleet.api.get("/status").json()["open_lab"], lab.api.get("/status").json()["open_lab"]) == (False, True)
+    assert "Open lab" in lab.muster("status")
+    assert "Open lab" not in fleet.muster("status")
+    assert "Open lab" in opened
+    assert "Open lab" not in secured
+
+
+def test_sessions_of_a_controller_with_a_former_name_are_forgotten_once(tmp_path: Path) -> None:
+    left = tmp_path / "muster-data" / "broker" / "jetstream" / "left.txt"
+    left.parent.mkdir(parents=True)
+    left.touch()
+
+    with ExitStack() as stack:
+        open_fleet(tmp_path / "muster-data", stack, open_lab=True)
+        was_there = left.exists()
+    left.parent.mkdir(exist_ok=True)
+    left.touch()
+    with ExitStack() as stack:
+        open_fleet(tmp_path / "muster-data", stack, open_lab=True)
+
+    assert not was_there
+    assert left.exists()
 
 
 def test_a_device_that_waits_comes_in_when_somebody_accepts_it(fleet: Fleet, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from muster_controller.api.schemas import (
     RolloutDetail,
     Status,
 )
+from muster_controller.api.schemas.identity import EnrolTokenMade, IdentityChanged
 from muster_controller.core.policy import Policy
 from muster_controller.operators.local import read_local
 from muster_controller.operators.service import FIRST
@@ -68,6 +69,14 @@ class Desk:
     def link(self) -> str:
         """Return where the first operator sets a password; the link before it is void."""
         return self._post(f"/operators/{FIRST}/link", {}, LinkMade).link
+
+    def enrol_token(self, uses: int, ttl_s: float) -> EnrolTokenMade:
+        """Make a token that lets `uses` devices in."""
+        return self._post("/enrol-tokens", {"uses": uses, "ttl_s": ttl_s, "reason": "the demo"}, EnrolTokenMade)
+
+    def revoke(self, device: DeviceId, reason: str) -> IdentityChanged:
+        """Take the identity of `device` for good. Returns when the broker knows."""
+        return self._post(f"/identities/{device}/revoke", {"reason": reason}, IdentityChanged)
 
     def status(self) -> Status:
         return self._get("/status", Status)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -25,6 +26,7 @@ from muster_simulator.demo.summary import RolloutReport, VerdictSummary
 from muster_simulator.demo.traffic import Traffic
 
 POLL_S = 0.1
+STATUS_S = 10.0  # An agent itself answers within 5 s, if only that it is busy.
 WATCH_S = 0.02  # An update of 12 kB passes through its phases in half a second.
 LOOK_AT_ROLLOUT_S = 0.25
 INTO_THE_WAVE_S = 1.0  # Devices are fetching and being measured then.
@@ -63,6 +65,7 @@ class Hands:
         self._display = display
         self._desk = desk
         self._verdicts_said: dict[str, int] = {}
+        self._back: set[tuple[DeviceId, ModelName, str]] = set()
 
     # -- waiting and checking ----------------------------------------------------------------------------------------
 
@@ -81,15 +84,51 @@ class Hands:
             raise CheckFailed(otherwise, self._stage.log(log))
 
     def check_everywhere(self, versions: Mapping[ModelName, str], log: str = CONTROLLER) -> None:
-        """Check that every device serves these versions and nothing else, as soon as the twins say so."""
-        wanted = dict(versions)
+        """Check that every device serves these versions and nothing else, as soon as the twins say so.
+
+        A device that found a release worse than it claims went back by itself, and stays there: nobody overrules it.
+        """
 
         def everywhere() -> bool:
-            return all(device.active == wanted for device in self._desk.devices())
+            return all(
+                device.active.keys() == versions.keys()
+                and all(
+                    device.active[model] == version or self.went_back(DeviceId(device.id), model, version)
+                    for model, version in versions.items()
+                )
+                for device in self._desk.devices()
+            )
 
-        said = ", ".join(f"{model} {version}" for model, version in wanted.items())
+        said = ", ".join(f"{model} {version}" for model, version in versions.items())
         self.until(f"every device serves {said}", everywhere, plan.CONVERGE_S, log)
-        self._display.say(f"every device serves {said}")
+        but = ", ".join(sorted({device for device, model, version in self._back if versions.get(model) == version}))
+        self._display.say(f"every device serves {said}" + (f", but {but}, which went back by itself" if but else ""))
+
+    def went_back(self, device: DeviceId, model: ModelName, version: str) -> bool:
+        """Return whether `device` called that release bad in its own window, and serves what it had before."""
+        key = (device, model, version)
+        if key not in self._back and any(
+            event.kind == "step"
+            and event.body["step"] == "rolled_back"
+            and (event.body["release"]["model"], event.body["release"]["version"]) == (model, version)
+            for event in self._desk.events(device, 0.0)
+        ):
+            self._back.add(key)
+        return key in self._back
+
+    def status(self, device: DeviceId) -> dict[str, Any] | None:
+        """Return what a real agent's own endpoint tells of it; None while it is too busy to say."""
+        connection = http.client.HTTPConnection(HOST, self._stage.agent_ports[device], timeout=STATUS_S)
+        try:
+            connection.request("GET", "/v1/status")
+            response = connection.getresponse()
+            raw = response.read()
+            said: dict[str, Any] | None = json.loads(raw) if response.status == http.client.OK else None
+        except TimeoutError:
+            return None
+        finally:
+            connection.close()
+        return said
 
     # -- rollouts ----------------------------------------------------------------------------------------------------
 
@@ -115,8 +154,7 @@ class Hands:
         self.check(rollout.state == "finished", f"{name} is {rollout.state}: {rollout.reason}")
         for member in self._desk.members(rollout.id):
             if member.arm == "treated" and member.outcome == "bad":
-                said = f"{member.device} called {name} bad: {member.reason}; by chance, 1 in 100 does"
-                self._display.say(said, "yellow")
+                self._display.say(f"{member.device} did not do well with {name}: {member.reason}", "yellow")
 
     def report_of(self, rollout: RolloutDetail) -> RolloutReport:
         return next(each for each in self.rollouts if (each.model, each.version) == (rollout.model, rollout.version))
@@ -203,11 +241,11 @@ class Hands:
         return Disturbed(killed_at, phase, restarted_at)
 
     def await_version(self, device: DeviceId, model: ModelName, version: str) -> float:
-        """Return the moment (monotonic) at which the controller knows that `device` serves `version`."""
+        """Return the moment (monotonic) at which the controller knows that `device` serves `version`, or did."""
 
         def serves() -> bool:
             found = self._desk.device(device)
-            return found.online and found.active.get(model) == version
+            return found.online and (found.active.get(model) == version or self.went_back(device, model, version))
 
         self.until(f"{device} serves {model} {version}", serves, plan.CONVERGE_S, device)
         return time.monotonic()
@@ -221,13 +259,8 @@ class Hands:
 
     def _phase(self, device: DeviceId, model: ModelName, version: str) -> str:
         """Return the phase of the device's update to `version`, as its own endpoint tells; empty when there is none."""
-        connection = http.client.HTTPConnection(HOST, self._stage.agent_ports[device], timeout=5.0)
-        try:
-            connection.request("GET", "/v1/status")
-            said = json.loads(connection.getresponse().read())
-        finally:
-            connection.close()
-        for each in said["device"]["models"]:
+        said = self.status(device)
+        for each in [] if said is None else said["device"]["models"]:
             if each["model"] == model and each["phase"] != "idle" and (each["desired"] or {}).get("version") == version:
                 return str(each["phase"])
         return ""

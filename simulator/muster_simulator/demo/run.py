@@ -52,6 +52,7 @@ def run(options: Options, console: Console, *, once: bool, as_json: bool) -> Sum
         _tell(summary, console, as_json=as_json)
         if failure is None and not once:
             console.print(f"\nThe fleet goes on at {stage.url} - Ctrl-C stops everything.")
+            console.print(f"Log in as admin, once, at {story.link()}", soft_wrap=True)
             threading.Event().wait()
     return summary
 

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from muster_agent.config import AgentConfig, HardwareConfig, HttpConfig
+from muster_agent.identity.folder import IdentityFolder
 from muster_controller.broker.embedded import BrokerKind
 from muster_shared.errors import MusterError
 from muster_shared.ids import DeviceId
@@ -91,6 +92,11 @@ class Stage:
         return self.operator / "metadata" / "1.root.json"
 
     @property
+    def simulated_identities(self) -> Path:
+        """The identity folders of the simulated devices."""
+        return self.folder / "load" / "identities"
+
+    @property
     def load_status(self) -> Path:
         return self.folder / "load" / "status.json"
 
@@ -100,7 +106,7 @@ class Stage:
 
     @property
     def broker_url(self) -> str:
-        return f"mqtt://{HOST}:{self.broker_port}"
+        return f"mqtts://{HOST}:{self.broker_port}"
 
     def log(self, name: str) -> Path:
         return self.folder / "logs" / f"{name}.log"
@@ -123,20 +129,29 @@ class Stage:
             "--seed": str(plan.SEED),
         }
         words = [word for option in options.items() for word in option]
-        return Program(
-            "controller", [sys.executable, "-c", MUSTER, "serve", "--open-lab", *words], self.log("controller")
-        )
+        return Program("controller", [sys.executable, "-c", MUSTER, "serve", *words], self.log("controller"))
 
-    def agent_program(self, agent: AgentPlan, broker_port: int) -> Program:
-        """Write the configuration of an agent and return what runs it."""
+    def data_dir(self, device: DeviceId) -> Path:
+        """Return the folder of a real agent's state."""
+        return self.folder / "agents" / device / "data"
+
+    def agent_identity(self, device: DeviceId) -> IdentityFolder:
+        """Return where a real agent's key and certificate are."""
+        return IdentityFolder(self.data_dir(device) / "identity")
+
+    def agent_program(self, agent: AgentPlan, broker_port: int | None = None) -> Program:
+        """Write the configuration of an enrolled agent and return what runs it.
+
+        Args:
+            broker_port: None: it goes where the controller said when it enrolled.
+        """
         folder = self.folder / "agents" / agent.device
         config = AgentConfig(
             fleet=plan.FLEET,
             device=agent.device,
             device_class=agent.device_class,
-            broker_url=f"mqtt://{HOST}:{broker_port}",
-            data_dir=folder / "data",
-            bootstrap_root=self.bootstrap_root,
+            broker_url="" if broker_port is None else f"mqtts://{HOST}:{broker_port}",
+            data_dir=self.data_dir(agent.device),
             runtimes=(agent.runtime,),
             threads=plan.AGENT_THREADS,
             twin_every_s=plan.TWIN_EVERY_S,
@@ -148,25 +163,33 @@ class Stage:
         path.write_text(_toml(msgspec.to_builtins(config, enc_hook=str)), encoding="utf-8")
         return self._module(agent.device, "muster_agent.cli", "run", "--config", str(path), restart_s=plan.RESTART_S)
 
+    def simulated_devices(self) -> Mapping[DeviceId, str]:
+        """Return the class of each simulated device."""
+        return {device: hardware.device_class for device, hardware in self._load_config().devices().items()}
+
     def load_program(self) -> Program:
         """Write the configuration of the simulated devices and return what runs them."""
         folder = self.folder / "load"
-        config = LoadConfig(
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "load.json"
+        path.write_bytes(msgspec.json.encode(self._load_config(), enc_hook=str))
+        return self._module("load", "muster_simulator.load", "--config", str(path))
+
+    def _load_config(self) -> LoadConfig:
+        folder = self.folder / "load"
+        return LoadConfig(
             fleet=plan.FLEET,
             broker_url=self.broker_url,
             bootstrap_root=self.bootstrap_root,
             truth_dir=self.truth,
             work_dir=folder,
+            identities=self.simulated_identities,
             count=self.options.devices,
             classes=plan.CLASSES,
             requests_per_s=plan.SIMULATED_REQUESTS_PER_S,
             twin_every_s=plan.TWIN_EVERY_S,
             status_file=self.load_status,
         )
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "load.json"
-        path.write_bytes(msgspec.json.encode(config, enc_hook=str))
-        return self._module("load", "muster_simulator.load", "--config", str(path))
 
     def _module(self, name: str, module: str, *words: str, restart_s: float | None = None) -> Program:
         return Program(name, [sys.executable, "-m", module, *words], self.log(name), restart_s=restart_s)

@@ -1,6 +1,6 @@
 """The story, step by step. Each step acts as an operator would, waits with a deadline, and checks what it claims.
 
-start ─▶ publish ─▶ first releases ─▶ 2.0.0 in waves ─▶ 3.0.0 aborts ─▶ digits 2.1.0 under faults ─▶ summary
+start ─▶ publish ─▶ first releases ─▶ 2.0.0 in waves ─▶ 3.0.0 aborts ─▶ digits 2.1.0 under faults ─▶ strangers
 """
 
 import time
@@ -14,15 +14,18 @@ import msgspec
 
 from muster_controller.registry.operator import init_operator
 from muster_controller.registry.tuf_repository import TufRepository, create_online_keys
+from muster_shared.enrolment import parse_token
 from muster_shared.errors import MusterError
 from muster_shared.ids import ModelName
 from muster_simulator.demo import plan
 from muster_simulator.demo.desk import Desk, DeskRefused
 from muster_simulator.demo.display import Display
+from muster_simulator.demo.enrolling import Registrar
 from muster_simulator.demo.hands import CONTROLLER, Hands
-from muster_simulator.demo.plan import AGENTS, CUT, DIGITS, KILLED, MAGIKA, MODELS
+from muster_simulator.demo.plan import AGENTS, CUT, DIGITS, KILLED, MAGIKA, MODELS, REVOKED
 from muster_simulator.demo.processes import Crew
 from muster_simulator.demo.stage import HOST, Stage
+from muster_simulator.demo.strangers import Strangers
 from muster_simulator.demo.summary import FaultSummary, Summary, TrafficSummary, VersionSeen
 from muster_simulator.demo.traffic import Endpoint, Traffic
 from muster_simulator.demo.watcher import Watcher
@@ -45,6 +48,7 @@ class Story:
         self._traffic_at = 0.0
         self._broker = ""
         self._faults: list[FaultSummary] = []
+        self._strangers = Strangers(stage, display, self._desk, self._hands)
 
     @property
     def devices(self) -> int:
@@ -56,7 +60,7 @@ class Story:
         simulated = self._stage.options.devices
         step = self._display.step
         with step(f"Start controller, broker, five agents and {simulated} simulated devices; build the models"):
-            self._start()
+            registrar = self._start()
         with step("Sign seven releases with two of three keys of their model, and publish them"):
             self._publish()
         with step("Bring digits and magika 1.0.0 to every device; applications begin to ask"):
@@ -67,6 +71,11 @@ class Story:
             self._worse_releases()
         with step("Roll out digits 2.1.0 while a line is cut, an agent is killed and the broker restarts"):
             self._under_faults(traffic)
+        with step("Somebody without a certificate, and a device with the wrong one, try"):
+            self._strangers.try_without()
+            self._strangers.try_as_another(registrar)
+        with step(f"Revoke {REVOKED}"):
+            self._strangers.revoke()
         self._check_traffic(traffic)
 
     def stop(self) -> None:
@@ -75,6 +84,10 @@ class Story:
         self._watcher.stop()
         self._line.stop()
         self._desk.close()
+
+    def link(self) -> str:
+        """Return a link that logs in to the page, once; the one before it is void. Raises DeskRefused."""
+        return self._desk.link()
 
     def summary(self, error: MusterError | None) -> Summary:
         """Return what was found, also of a story that ended early."""
@@ -97,11 +110,13 @@ class Story:
             rollouts=tuple(self._hands.rollouts),
             traffic=None if self._traffic is None else self._traffic_summary(self._traffic),
             faults=tuple(self._faults),
+            refusals=tuple(self._strangers.refusals),
+            cut_off_s=self._strangers.cut_off_s,
         )
 
     # -- the steps ---------------------------------------------------------------------------------------------------
 
-    def _start(self) -> None:
+    def _start(self) -> Registrar:
         stage, crew, hands = self._stage, self._crew, self._hands
         for model in MODELS:
             crew.start(stage.build_program(model))
@@ -113,12 +128,14 @@ class Story:
         hands.until("the controller answers", self._is_up, plan.READY_S, CONTROLLER)
         self._broker = hands.broker().name()
         self._display.say(f"controller at {stage.url}, its broker ({self._broker}) at {stage.broker_url}")
-        self._display.say(f"log in to its page as admin: {self._desk.link()}")
+        self._display.say(f"log in to its page as admin, once: {self.link()}")
+        self._display.say(f"or without: MUSTER_DATA={stage.controller} muster status, and `muster user link admin`")
 
         self._line.start()
-        crew.start(stage.load_program())
+        registrar = self._enrol()
         for agent in AGENTS:
-            crew.start(stage.agent_program(agent, self._line.port if agent.device == CUT else stage.broker_port))
+            crew.start(stage.agent_program(agent, self._line.port if agent.device == CUT else None))
+        crew.start(stage.load_program())
         self._watcher.start()
         self._display.watch(self._watcher.lines)
         hands.until(f"all {self.devices} devices are there", self._are_known, plan.READY_S, "load")
@@ -128,6 +145,19 @@ class Story:
             hands.until(f"{model} is built", partial(self._has_ended, name), plan.BUILD_S, name)
             crew.finish(name, plan.READY_S)
         self._display.say("the models are built")
+        return registrar
+
+    def _enrol(self) -> Registrar:
+        """Enrol every device with one token, as many devices of a site are."""
+        stage, began_at = self._stage, time.monotonic()
+        made = self._desk.enrol_token(self.devices + 1, plan.TOKEN_S)  # One more comes later, and behaves badly.
+        registrar = Registrar(made.device_url, parse_token(made.token))
+        agents = [(agent.device, stage.agent_identity(agent.device).path, agent.device_class) for agent in AGENTS]
+        simulated = stage.simulated_devices().items()
+        registrar.enrol_all([*agents, *((one, stage.simulated_identities / one, kind) for one, kind in simulated)])
+        took_s = time.monotonic() - began_at
+        self._display.say(f"{self.devices} devices enrolled with a token at {made.device_url} in {took_s:.1f} s")
+        return registrar
 
     def _publish(self) -> None:
         # A release counter only rises, so digits 2.1.0 is signed before 3.0.0, which comes to nothing.
@@ -212,7 +242,8 @@ class Story:
         def enough() -> bool:
             seen = traffic.report().seen
             return all(
-                (each := seen.get((agent.device, model, version))) is not None and each.labelled >= plan.SEEN_MIN
+                ((each := seen.get((agent.device, model, version))) is not None and each.labelled >= plan.SEEN_MIN)
+                or self._hands.went_back(agent.device, model, version)
                 for agent in AGENTS
                 for model, version in versions.items()
             )

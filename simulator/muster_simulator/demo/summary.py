@@ -62,6 +62,14 @@ class FaultSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Until it ran what it should."""
 
 
+class RefusalSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody tried what they must not, and it came to nothing."""
+
+    who: str
+    tried: str
+    answer: str
+
+
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     ok: bool
     reason: str | None
@@ -81,6 +89,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     rollouts: tuple[RolloutReport, ...]
     traffic: TrafficSummary | None
     faults: tuple[FaultSummary, ...]
+    refusals: tuple[RefusalSummary, ...]
+    cut_off_s: float | None
+    """From the order to revoke a device until it had no connection any more; None: the story ended before."""
 
 
 def show(summary: Summary, console: Console) -> None:
@@ -101,6 +112,8 @@ def show(summary: Summary, console: Console) -> None:
     )
     for fault in summary.faults:
         console.print(f"{fault.device}: {fault.what}; it ran what it should {fault.seconds:.1f} s later.")
+    for refusal in summary.refusals:
+        console.print(f"{refusal.who}: {refusal.tried}: {refusal.answer}.", markup=False)
 
 
 def _rollouts(rollouts: Sequence[RolloutReport]) -> Table:
