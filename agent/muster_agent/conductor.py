@@ -327,7 +327,7 @@ class Conductor:
             return
         except MetadataIncomplete:  # It could not be checked now; it waits, and is looked at again.
             return
-        event = events.AssignmentArrived(assignment, digest(raw), view.targets)
+        event = events.AssignmentArrived(assignment, digest(raw), view.targets, tuple(sorted(view.keys.keys)))
         state, effects = update.advance(self._state, event, self._clock())
         refused = [
             effect.body

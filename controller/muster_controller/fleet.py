@@ -38,6 +38,7 @@ from muster_controller.errors import Conflict, NotFound
 from muster_controller.groups import active, can_run, device_class, facts_of, labels_of, selected
 from muster_controller.mending import LATE_WAVE, Mender, has_say
 from muster_controller.ports import Desired, Device, Ledger, Registry, Wire
+from muster_shared.assignment import KEYS_TARGET, parse_keys
 from muster_shared.errors import WireError
 from muster_shared.ids import DeviceId, FleetId, ModelName, RolloutId
 from muster_shared.messages import (
@@ -148,6 +149,8 @@ class Fleet:
         """Publish the TUF metadata; to be called whenever it changed."""
         self._trust_at = self._clock()
         for files in self._registry.trust_messages():
+            if KEYS_TARGET in files.files:
+                self._mender.trusted(frozenset(parse_keys(files.files[KEYS_TARGET].encode()).keys))
             self._wire.publish(TrustTopic(files.role), encode(files), qos=1, retain=True)
 
     def received(self, topic: Topic, payload: bytes) -> None:

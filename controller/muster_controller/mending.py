@@ -3,6 +3,7 @@
     a device is due ─▶ late: the baseline of its group     (never faster than the rollout's policy)
                        half its assignment's life is over: a new one
                        it has not obeyed for a while: the same once more
+                       it obeys a higher counter than we know, or its assignment is of a former key: a new one
                        it gave up an update that nobody watches: try again
 
 A heap says who is due when; nothing walks the whole fleet but a start, a clock set back, and a change of baselines.
@@ -21,7 +22,7 @@ from muster_controller.core.rollout.telling import watch
 from muster_controller.engine import Engine
 from muster_controller.groups import active, can_run, selected
 from muster_controller.ports import Baseline, Desired, Device, Wanted
-from muster_shared.assignment import LIFETIME_S, ModelAssignment
+from muster_shared.assignment import COUNTER_MAX, LIFETIME_S, ModelAssignment, signers
 from muster_shared.ids import DeviceId, ModelName, RolloutId
 from muster_shared.topics import Channel, DeviceTopic
 
@@ -29,6 +30,9 @@ LATE_WAVE = 1_000_000  # The wave of a device that gets the release after the ro
 RESEND_S = 60.0  # How long a device may take to obey before its assignment is published again.
 RETRY_S = 3600.0
 LATE_AGAIN_S = 5.0  # When to look again at a device for which the pace has no room.
+AHEAD_MAX = 1_000_000
+"""How far a device's counter may be beyond ours for us to count on from it: no backup is that old. Once in `RETRY_S`,
+so a device that lies, or whoever lies for it, needs a million years to drive us to `COUNTER_MAX`."""
 BATCH = 2000  # Devices a turn; the rest has its turn next.
 
 
@@ -39,6 +43,9 @@ class Mender:
         self._heap: list[tuple[float, DeviceId]] = []
         self._due: dict[DeviceId, float] = {}
         self._said_at: dict[DeviceId, float] = {}
+        self._counted_on: dict[DeviceId, float] = {}
+        self._out_of_reach: set[DeviceId] = set()
+        self._keys: frozenset[str] = frozenset()
         self._pace: dict[RolloutId, tuple[float, float]] = {}
         self._late: dict[RolloutId, set[DeviceId]] = {}
         self._is_all_due = True
@@ -53,6 +60,12 @@ class Mender:
     def all_due(self) -> None:
         """Have every device looked at in the next turn."""
         self._is_all_due = True
+
+    def trusted(self, keys: frozenset[str]) -> None:
+        """Take the ids of the keys whose assignments devices accept now; what others signed is signed anew."""
+        if keys != self._keys:
+            self._keys = keys
+            self._is_all_due = True
 
     def told(self, desired: Desired, now: float) -> None:
         """A device was told something just now."""
@@ -70,6 +83,7 @@ class Mender:
         now = engine.clock()
         if now < self._turned_at:  # The clock was set back: what was due soon is far away now.
             self._said_at = {device: min(at, now) for device, at in self._said_at.items()}
+            self._counted_on = {device: min(at, now) for device, at in self._counted_on.items()}
             self._pace.clear()
             self._is_all_due = True
         self._turned_at = now
@@ -180,12 +194,14 @@ class Mender:
         twin = device.twin
         assert twin is not None
         renew_at = desired.expires_at - LIFETIME_S / 2
-        if now >= renew_at:
+        if now >= renew_at or (self._keys and not self._keys & signers(desired.envelope)):
             engine.issue([desired])
+            return
+        if twin.counter > desired.counter and self._count_on(engine, desired, twin.counter, now):
             return
         again_at = renew_at
         said_at = self._said_at.setdefault(device.id, now if gave_up(device, desired) else desired.issued_at)
-        if twin.counter < desired.counter:
+        if twin.counter != desired.counter:
             # Whoever has the broker may have put something else in its place.
             if now >= said_at + RESEND_S:
                 self._said_at[device.id] = said_at = now
@@ -198,6 +214,30 @@ class Mender:
             again_at = min(again_at, said_at + RETRY_S)
         self.due(device.id, again_at)
 
+    def _count_on(self, engine: Engine, desired: Desired, counter: int, now: float) -> bool:
+        """Issue what a device should run with a counter above its own, if that is to be believed.
+
+        The ledger is a backup that was brought back, or somebody has the assignment key. A counter that is out of reach
+        is forgotten by the device itself, once none of the keys of then is in force.
+        """
+        device = desired.device
+        if counter - desired.counter > AHEAD_MAX or counter >= COUNTER_MAX:
+            if device not in self._out_of_reach:
+                self._out_of_reach.add(device)
+                engine.note(
+                    "counter_out_of_reach",
+                    device,
+                    f"it says {counter}, it was told {desired.counter}: was the assignment key stolen?"
+                    " New keys undo it: docs/runbooks/stolen-controller.md",
+                )
+            return False
+        if now < self._counted_on.get(device, float("-inf")) + RETRY_S:
+            return False
+        self._counted_on[device] = now
+        engine.note("counter_counted_on", device, f"from {desired.counter} to {counter}, which it says it obeyed")
+        engine.issue([replace(desired, counter=counter)])
+        return True
+
 
 def has_say(rollout: Rollout, device: DeviceId) -> bool:
     """Return whether a running rollout decides what `device` runs of its model."""
@@ -208,9 +248,7 @@ def has_say(rollout: Rollout, device: DeviceId) -> bool:
 def _is_at_work(rollout: Rollout, device: DeviceId) -> bool:
     """Return whether `rollout` has told `device` something of which it has not heard that it went well."""
     member = rollout.members.get(device)
-    return (
-        member is not None and has_say(rollout, device) and member.is_touched and member.outcome is not Outcome.GOOD
-    )
+    return member is not None and has_say(rollout, device) and member.is_touched and member.outcome is not Outcome.GOOD
 
 
 def aim(engine: Engine, device: Device, model: ModelName) -> Baseline | None:

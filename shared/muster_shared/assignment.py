@@ -130,7 +130,12 @@ class _Signed(msgspec.Struct, frozen=True, rename="camel"):
     signatures: tuple[_Signature, ...]
 
 
+class _Signatures(msgspec.Struct, frozen=True):
+    signatures: tuple[_Signature, ...]
+
+
 _encode = msgspec.json.Encoder().encode
+_signatures_decoder = msgspec.json.Decoder(_Signatures)
 
 
 def sign(assignment: Assignment, signer: "Signer") -> bytes:
@@ -173,6 +178,14 @@ def open_signed(raw: bytes, keys: AssignmentKeys) -> Assignment:
     except (SecuresystemslibError, ValueError, KeyError, TypeError) as error:
         raise AssignmentForged("no trusted assignment key signed this assignment; was the key rotated?") from error
     return parse(envelope.payload)
+
+
+def signers(raw: bytes) -> frozenset[str]:
+    """Return the ids of the keys that are said to have signed the envelope `raw`: unverified. None if it is none."""
+    try:
+        return frozenset(each.keyid for each in _signatures_decoder.decode(raw).signatures)
+    except UNDECODABLE:
+        return frozenset()
 
 
 def parse(payload: bytes) -> Assignment:

@@ -76,7 +76,7 @@ _assignment = update._assignment
 def _obey_any_counter(state: DeviceState, event: update.AssignmentArrived, now: float) -> update.Result:
     if event.digest == state.assignment:
         return state, ()
-    return _assignment(replace(state, counter=0), event, now)
+    return _assignment(replace(state, counter=0, keys={}), event, now)
 
 
 def _trust_any_target(release: ReleaseRef, targets: Mapping[str, Target]) -> str | None:

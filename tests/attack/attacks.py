@@ -275,12 +275,17 @@ def fast_forward(stage: Stage) -> Attempt:
 
 
 def fast_forward_counter(stage: Stage) -> Attempt:
-    """With the assignment key: order what serves already, with the highest counter that there is."""
+    """With the assignment key: raise the counter to its end, so that everything honest looks old, also of new keys."""
     last = stage.assignment(stage.first, counter=COUNTER_MAX)
     stage.assign_raw(sign(last, online_key(stage.works, "assignment")))
     stage.wait(lambda: stage.twins[-1].counter == COUNTER_MAX)
 
-    return Attempt(GOOD, lambda: bool(stage.refusals()))
+    stage.take_new_online_keys()
+    release = stage.works.release("1.1.0", factor=NEWER)
+    stage.publish_trust()
+    stage.assign_raw(stage.signed(release))
+
+    return Attempt(GOOD, lambda: bool(stage.refusals()), release)
 
 
 # -- what is sent ------------------------------------------------------------------------------------------------------
@@ -456,6 +461,7 @@ ATTACKS: dict[str, Strike] = {
         indefinite_freeze,
         indefinite_freeze_of_everything,
         fast_forward,
+        fast_forward_counter,
         endless_data,
         slow_retrieval,
         drop_request,

@@ -63,7 +63,7 @@ def _obey_any_counter(original: Any) -> object:
     def assignment(state: Any, event: Any, now: float) -> object:
         if event.digest == state.assignment:
             return state, ()
-        return original(replace(state, counter=0), event, now)
+        return original(replace(state, counter=0, keys={}), event, now)
 
     return assignment
 
@@ -246,6 +246,10 @@ DEFENCES: dict[str, Defence] = {
     "fast_forward": Defence(
         "what old online keys signed means nothing under a new root",
         {f"{_TUF}:Root.verify_delegate": _heed_no_online_signature},
+    ),
+    "fast_forward_counter": Defence(
+        "counters of keys that are all gone mean nothing under new ones",
+        {f"{_UPDATE}:_floor": lambda _: lambda state, keys: state.counter},
     ),
     "endless_data": Defence(
         "a chunk has its place and its length", {"muster_agent.core.transfer:arrive": _write_whatever_arrives}

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -96,6 +97,19 @@ def test_state_and_events_come_back_as_they_were(journal: SqliteJournal, path: P
 
     assert again.load() == state
     assert list(again.pending(100)) == events
+    again.close()
+
+
+def test_a_state_from_before_keys_were_kept_is_loaded_whole(journal: SqliteJournal, path: Path) -> None:
+    journal.commit(full_state(), [])
+    journal.close()
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE state SET body = CAST(json_remove(body, '$.keys') AS BLOB)")
+    database.close()
+
+    again = SqliteJournal(path)
+
+    assert again.load() == replace(full_state(), keys={})
     again.close()
 
 
@@ -303,7 +317,7 @@ def full_state() -> DeviceState:
             Slots(RELEASE, None), update, Settled(RELEASE.bundle_sha256, RolloutId("r0"), 1, False), "it was slow"
         )
     }
-    return DeviceState(FleetId("harbour"), DeviceId("crane-7"), 7, digest(b"assignment"), models)
+    return DeviceState(FleetId("harbour"), DeviceId("crane-7"), 7, digest(b"assignment"), models, {"k1": 3, "k0": 7})
 
 
 def event(index: int, body: EventBody | None = None) -> Event:

@@ -96,8 +96,9 @@ def assign(
     fleet: FleetId = FLEET,
     expires_at: float | None = None,
     at: float = NOW,
+    keys: tuple[str, ...] = ("k1",),
 ) -> AssignmentArrived:
-    """Return an assignment of `releases`, of which `signed` (all) are targets."""
+    """Return an assignment of `releases`, of which `signed` (all) are targets, while `keys` are in force."""
     assignment = Assignment(
         fleet=fleet,
         device=device,
@@ -110,7 +111,7 @@ def assign(
         target_path(one.model, one.version): Target(one.bundle_sha256, one.bundle_length)
         for one in (releases if signed is None else signed)
     }
-    return AssignmentArrived(assignment, digest(repr(assignment).encode()), targets)
+    return AssignmentArrived(assignment, digest(repr(assignment).encode()), targets, keys)
 
 
 def manifest(one: ReleaseRef, hardware: HardwareMatch | None = None) -> Manifest:

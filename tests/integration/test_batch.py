@@ -106,7 +106,8 @@ def test_interrupting_keeps_the_rows_and_the_same_command_goes_on(
     agent: DigitsAgent, scans: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.jsonl"
-    words = command(agent, "batch", "digits", scans, out, "--rows", 4, "--json")
+    # One row at a time, one request at a time: the signal must find it at work, on a fast machine too.
+    words = command(agent, "batch", "digits", scans, out, "--rows", 1, "--window", 1, "--json")
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         part = out.with_name("out.jsonl.part")
         deadline = time.monotonic() + TIMEOUT_S

@@ -342,8 +342,11 @@ class Post:
         return asyncio.run(self.thread.call(run))
 
     def receive(self, device: str, packet_id: int, event: Event) -> None:
+        self.receive_raw(device, packet_id, encode(event))
+
+    def receive_raw(self, device: str, packet_id: int, payload: bytes) -> None:
         topic = topics.build(FLEET, DeviceTopic(DeviceId(device), Channel.EVENT))
-        self.thread.on_item(Received(topic, encode(event), 1, False, AckToken(1, packet_id, 1)))
+        self.thread.on_item(Received(topic, payload, 1, False, AckToken(1, packet_id, 1)))
 
 
 def fault(name: str, device: str = "dev-0") -> Event:
@@ -439,6 +442,21 @@ def test_what_another_controller_took_already_is_acknowledged_and_counted_once(w
 
         until(lambda: one.acked == [1, 2])
         assert [each.id for each in one.ledger.events(None, 9)] == ["e-2", "e-1"]
+
+
+def test_what_cannot_be_decoded_stops_nothing_and_comes_no_second_time(where: Callable[[], Where]) -> None:
+    undecodable = (b"{", b'{"a":' * 20_000, b'{"id":' + b"[" * 30_000, b'{"id": "\xff"}', b'{"id": "\\ud800"}')
+    with Post(where(), "one") as one:
+        until(lambda: one.leads)
+
+        for packet_id, payload in enumerate(undecodable, start=1):
+            one.receive_raw("dev-0", packet_id, payload)
+        one.receive("dev-0", 99, fault("e-1"))
+
+        until(lambda: 99 in one.acked)
+        assert one.acked == [1, 2, 3, 4, 5, 99]
+        assert one.thread.faults == 0
+        assert one.call(lambda fleet: fleet.counters).malformed == len(undecodable)
 
 
 def test_a_message_that_the_database_refuses_does_not_hold_up_the_others(where: Callable[[], Where]) -> None:

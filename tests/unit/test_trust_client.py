@@ -373,6 +373,41 @@ def test_an_expired_timestamp_is_told_together_with_the_clock(world: World) -> N
     assert device.refresh() == before
 
 
+@pytest.mark.parametrize("offered", ["a replay", "nonsense"])
+def test_a_freeze_is_noticed_behind_whatever_else_is_refused(world: World, offered: str) -> None:
+    old = world.messages()
+    world.publish(DIGITS, 2)
+    device = ready(world)
+    before = device.view()
+    deliver(
+        device, old if offered == "a replay" else {"": TrustFiles(role="timestamp", files={"timestamp.json": "{}"})}
+    )
+    with pytest.raises((MetadataReplayed, MetadataUntrusted)):
+        device.refresh()
+
+    world.now = NOW + DAY + HOUR
+
+    for _ in range(2):
+        with pytest.raises(MetadataExpired, match="past its date, and what was offered since is refused"):
+            device.refresh()
+    deliver(device, old)
+    with pytest.raises(MetadataExpired):  # At the first look too, not only when it is remembered.
+        device.refresh()
+    assert device.view() == before
+
+
+def test_what_is_refused_before_anything_has_expired_is_told_as_it_is(world: World) -> None:
+    old = world.messages()
+    world.publish(DIGITS, 2)
+    device = ready(world)
+
+    deliver(device, old)
+    world.now = NOW + DAY - HOUR
+
+    with pytest.raises(MetadataReplayed):
+        device.refresh()
+
+
 def test_expiry_is_judged_by_the_devices_own_clock(world: World) -> None:
     """Both ways: metadata of 2026 in 2020, and the same in 2031, whatever this machine's date is."""
     device = world.device()
@@ -717,6 +752,19 @@ def test_when_nobody_can_verify_nothing_is_believed_and_it_is_tried_again_later(
     checker.here = True
     world.now += timedelta(seconds=RETRY_S)
     assert DIGITS_2 in device.refresh().targets
+
+
+def test_an_envelope_that_breaks_the_verifier_condemns_itself_alone(world: World) -> None:
+    device = ready(world)
+    view = device.view()
+    assert view is not None
+    no_bytes: bytes = 7  # type: ignore[assignment]  # Stands for a bug: no caller does so.
+
+    broken = Checks().open(Envelope(raw=no_bytes, keys=view.keys))
+
+    assert broken.failure is not None
+    assert isinstance(broken.failure.error(), WireError)
+    assert device.open_assignment(world.assignment()).counter == 1
 
 
 def test_the_same_assignment_again_costs_no_work_until_the_keys_change(world: World) -> None:

@@ -3,7 +3,8 @@
 from collections import Counter, deque
 from dataclasses import replace as changed
 
-from hypothesis import assume, settings
+import pytest
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from msgspec.structs import replace
@@ -74,9 +75,9 @@ from muster_agent.core.recovery import BOOTS_MAX
 from muster_agent.core.state import ModelState, Phase, Slots, Stage
 from muster_agent.core.trial import TrialReading
 from muster_agent.core.trust import Target
-from muster_agent.core.update import advance, kept
-from muster_shared.assignment import Activation, MaintenanceWindow, Trial, Watch
-from muster_shared.bundle import HardwareMatch, Slo, target_path
+from muster_agent.core.update import FORMER_KEYS, advance, kept
+from muster_shared.assignment import COUNTER_MAX, Activation, MaintenanceWindow, Trial, Watch
+from muster_shared.bundle import HardwareMatch, Slo, digest, target_path
 from muster_shared.ids import DeviceId, FleetId, ModelName, RolloutId, Sha256
 from muster_shared.messages import OutcomeReported, Refusal, ReleaseRef, Step, WindowReport
 
@@ -101,6 +102,95 @@ def test_a_replayed_counter_is_refused_and_changes_nothing() -> None:
 
         assert after is state
         assert refusals(effects) == [Refusal.REPLAYED]
+
+
+def test_a_counter_is_forgotten_once_none_of_the_keys_of_then_is_in_force() -> None:
+    state, _ = tell(fresh(), assign(COUNTER_MAX, R1, keys=("stolen",)))
+
+    state, effects = tell(state, assign(2, R2, keys=("new",)))
+
+    assert refusals(effects) == []
+    assert state.counter == 2
+
+
+@pytest.mark.parametrize("keys", [("old",), ("old", "new"), ()], ids=["the same", "overlapping", "unknown"])
+def test_a_counter_is_kept_under(keys: tuple[str, ...]) -> None:
+    state, _ = tell(fresh(), assign(9, R1, keys=("old",)))
+
+    after, effects = tell(state, assign(9, R2, keys=keys))
+
+    assert after is state
+    assert refusals(effects) == [Refusal.REPLAYED]
+
+
+def test_a_counter_that_was_obeyed_while_keys_overlapped_is_kept_when_the_old_one_goes() -> None:
+    state, _ = tell(fresh(), assign(9, R1, keys=("old",)))
+    state, _ = tell(state, assign(10, R2, keys=("new", "old")))
+
+    _, effects = tell(state, assign(10, R1, keys=("new",)))
+
+    assert refusals(effects) == [Refusal.REPLAYED]
+
+
+def test_a_key_that_comes_back_brings_its_counter_back() -> None:
+    state, _ = tell(fresh(), assign(9, R1, keys=("first",)))
+    state, _ = tell(state, assign(1, R2, keys=("second",)))
+
+    _, replayed = tell(state, assign(9, R1, keys=("first",)))
+    _, obeyed = tell(state, assign(10, R1, keys=("first",)))
+
+    assert refusals(replayed) == [Refusal.REPLAYED]
+    assert refusals(obeyed) == []
+
+
+def test_a_state_without_keys_keeps_its_counter_and_learns_them_from_a_repetition() -> None:
+    state, _ = tell(fresh(), assign(9, R1, keys=()))
+
+    _, kept_on = tell(state, assign(2, R2, keys=("new",)))
+    learned, nothing = tell(state, assign(9, R1, keys=("old",)))
+    _, obeyed = tell(learned, assign(2, R2, keys=("new",)))
+
+    assert refusals(kept_on) == [Refusal.REPLAYED]
+    assert nothing == ()
+    assert refusals(obeyed) == []
+
+
+def test_a_repetition_while_keys_overlap_does_not_hold_a_raised_counter_up_under_the_new_key() -> None:
+    state, _ = tell(fresh(), assign(COUNTER_MAX, R1, keys=("stolen",)))
+
+    state, _ = tell(state, assign(COUNTER_MAX, R1, keys=("new", "stolen")))
+    _, effects = tell(state, assign(2, R2, keys=("new",)))
+
+    assert refusals(effects) == []
+
+
+def test_of_former_keys_the_newest_are_remembered() -> None:
+    state = fresh()
+
+    for number in range(FORMER_KEYS + 9):
+        state, _ = tell(state, assign(number + 1, R1, keys=(f"k{number}",)))
+
+    assert list(state.keys) == [f"k{number}" for number in range(8, FORMER_KEYS + 9)]
+
+
+@given(
+    story=st.lists(
+        st.tuples(st.sets(st.sampled_from("abc"), min_size=1), st.sampled_from("abc"), st.integers(1, 4)), max_size=30
+    )
+)
+def test_no_assignment_is_obeyed_twice_whatever_keys_come_and_go(story: list[tuple[set[str], str, int]]) -> None:
+    """An assignment is known by its signer and its counter; it verifies while its signer is in force."""
+    state, obeyed = fresh(), set[tuple[str, int]]()
+    for keys, signer, counter in story:
+        if signer not in keys:
+            continue
+        event = changed(assign(counter, R1, keys=tuple(sorted(keys))), digest=digest(f"{signer} {counter}".encode()))
+
+        state, effects = tell(state, event)
+
+        if effects and not refusals(effects):
+            assert (signer, counter) not in obeyed
+            obeyed.add((signer, counter))
 
 
 def test_an_unsigned_release_is_refused_and_changes_nothing() -> None:

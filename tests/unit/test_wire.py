@@ -140,6 +140,42 @@ def test_an_assignment_whose_payload_was_exchanged_is_forged() -> None:
         assignment.open_signed(json.dumps({**mine, "payload": other["payload"]}).encode(), keys_of(signer))
 
 
+@pytest.mark.parametrize("payload_type", ["text/plain", "", 7, None, [], {}])
+def test_an_envelope_of_something_else_is_no_assignment_whoever_signed_it(payload_type: object) -> None:
+    signer = CryptoSigner.generate_ed25519()
+    envelope = json.loads(assignment.sign(desired(), signer))
+
+    with pytest.raises(WireError, match="not of an assignment"):
+        assignment.open_signed(json.dumps({**envelope, "payloadType": payload_type}).encode(), keys_of(signer))
+
+
+@pytest.mark.parametrize("counter", [-1, 0, assignment.COUNTER_MAX + 1, 1 << 63, 1 << 64, 10**300])
+def test_a_counter_that_not_everybody_can_hold_is_no_assignment(counter: int) -> None:
+    payload = assignment_with_counter(counter)
+
+    with pytest.raises(WireError):
+        assignment.parse(payload)
+
+
+def test_the_last_of_all_counters_is_an_assignment() -> None:
+    assert assignment.parse(assignment_with_counter(assignment.COUNTER_MAX)).counter == assignment.COUNTER_MAX
+
+
+def assignment_with_counter(counter: int) -> bytes:
+    return json.dumps({**json.loads(encode(desired())), "counter": counter}).encode()
+
+
+def test_an_envelope_names_the_keys_that_are_said_to_have_signed_it() -> None:
+    signer = CryptoSigner.generate_ed25519()
+
+    assert assignment.signers(assignment.sign(desired(), signer)) == {signer.public_key.keyid}
+
+
+@given(st.binary(max_size=400) | st.recursive(st.none() | st.text(), st.lists).map(lambda x: json.dumps(x).encode()))
+def test_nobody_is_said_to_have_signed_garbage(raw: bytes) -> None:
+    assert assignment.signers(raw) == frozenset()
+
+
 @given(st.binary(max_size=400) | st.recursive(st.none() | st.text(), st.lists).map(lambda x: json.dumps(x).encode()))
 def test_garbage_is_no_assignment(raw: bytes) -> None:
     signer = CryptoSigner.generate_ed25519()

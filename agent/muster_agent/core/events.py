@@ -24,6 +24,8 @@ class AssignmentArrived:
     assignment: Assignment
     digest: Sha256
     targets: Mapping[str, Target]
+    keys: tuple[str, ...] = ()
+    """The ids of the keys that may sign assignments now; none: not known, and no counter is forgotten."""
 
 
 @dataclass(frozen=True)

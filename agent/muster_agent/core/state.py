@@ -146,7 +146,9 @@ class DeviceState:
     fleet: FleetId
     device: DeviceId
     counter: int = 0
-    """The highest assignment counter obeyed; nothing at or below it is obeyed again."""
+    """Of the assignment obeyed last; nothing at or below it is obeyed under the keys of then."""
     assignment: Sha256 | None = None
     """The digest of that assignment, which a retained topic repeats."""
     models: Mapping[ModelName, ModelState] = field(default_factory=dict)
+    keys: Mapping[str, int] = field(default_factory=dict)
+    """By the id of an assignment key: the highest counter obeyed while it was in force. Those of now are the last."""

@@ -83,6 +83,8 @@ __all__ = (
 
 Result = tuple[DeviceState, tuple[Effect, ...]]
 
+FORMER_KEYS = 64  # One a year, or a few after a theft: none is forgotten in the life of a device.
+
 
 def advance(state: DeviceState, event: Event, now: float) -> Result:
     """Return the state after `event` at `now` (Unix seconds), and what to do about it."""
@@ -145,11 +147,11 @@ def _assignment(state: DeviceState, event: AssignmentArrived, now: float) -> Res
             _refuse(assignment, Refusal.OTHER_DEVICE, f"it is for {assignment.device} of {assignment.fleet}"),
         )
     if assignment.counter == state.counter and event.digest == state.assignment:
-        return state, ()  # Retained topics say the same thing at every connect.
-    if assignment.counter <= state.counter:
-        return state, (
-            _refuse(assignment, Refusal.REPLAYED, f"counter {assignment.counter}, already at {state.counter}"),
-        )
+        # Retained topics say the same thing at every connect. (A state of an earlier agent has no keys yet.)
+        return (state if state.keys else replace(state, keys=_obeyed(state, event))), ()
+    floor = _floor(state, event.keys)
+    if assignment.counter <= floor:
+        return state, (_refuse(assignment, Refusal.REPLAYED, f"counter {assignment.counter}, already at {floor}"),)
     if assignment.expires_at <= now:
         return state, (_refuse(assignment, Refusal.EXPIRED, f"{now - assignment.expires_at:.0f} s past its date"),)
     for wanted in assignment.models:
@@ -169,7 +171,25 @@ def _assignment(state: DeviceState, event: AssignmentArrived, now: float) -> Res
             effects.append(StopFetching(update.release.bundle_sha256))
         effects.append(Retire(name))
     state = replace(state, counter=assignment.counter, assignment=event.digest, models=models)
-    return state, (*effects, _collect(state))
+    return replace(state, keys=_obeyed(state, event)), (*effects, _collect(state))
+
+
+def _floor(state: DeviceState, keys: tuple[str, ...]) -> int:
+    """Return the counter above which an assignment is news.
+
+    Counters that were obeyed while none of today's keys was in force mean nothing: nothing of then verifies any more,
+    and whoever stole a key of then may have raised them to the end (TUF 5.3.11, fast-forward recovery). One key that
+    stays, or comes back, keeps them: what it signed then verifies now.
+    """
+    if not (state.keys and keys):
+        return state.counter
+    return max((state.keys[key] for key in keys if key in state.keys), default=0)
+
+
+def _obeyed(state: DeviceState, event: AssignmentArrived) -> Mapping[str, int]:
+    """Return the keys with what they have seen obeyed: today's last, of former ones the newest `FORMER_KEYS`."""
+    former = [(key, counter) for key, counter in state.keys.items() if key not in event.keys][-FORMER_KEYS:]
+    return {**dict(former), **dict.fromkeys(event.keys, event.assignment.counter)}
 
 
 def _target_problem(release: ReleaseRef, targets: Mapping[str, Target]) -> str | None:
@@ -187,9 +207,13 @@ def _aim(model: ModelState, wanted: ModelAssignment, now: float) -> tuple[ModelS
     release, watch, update = wanted.release, wanted.watch, model.update
     if update is None and _is_settled(model, release, watch):
         return model, []  # It was judged, perhaps rolled back; this assignment is for another model's sake.
+    if update is not None and _mends(model, update, release) and _was_judged(model, release, watch):
+        return model, []  # A slot was lost since, and is filled again by itself: there is nothing left to judge.
     if update is not None and update.release.bundle_sha256 == release.bundle_sha256 and update.watch == watch:
         return model, []
     effects = [] if update is None else _leave(update, release, now)
+    if _was_judged(model, release, watch):
+        watch = None  # Its slot was lost since. One attempt is judged once; what is left is to have it again.
     model = replace(model, failed=None)
     fresh = Update(
         release=release,
@@ -241,13 +265,25 @@ def _keep_serving(
 def _is_settled(model: ModelState, release: ReleaseRef, watch: Watch | None) -> bool:
     """Return whether `watch` over `release` had its outcome, and what followed from it still stands."""
     settled, active = model.settled, model.slots.active
+    if settled is not None and settled.good and (active is None or active.bundle_sha256 != settled.bundle):
+        return False
+    return _was_judged(model, release, watch, also_later=settled is not None and settled.good)
+
+
+def _mends(model: ModelState, update: Update, release: ReleaseRef) -> bool:
+    """Return whether `update`, which nobody watches, brings back what serves beside or instead of `release`."""
+    is_bad = model.settled is not None and not model.settled.good
+    return update.watch is None and (is_bad or update.release.bundle_sha256 == release.bundle_sha256)
+
+
+def _was_judged(model: ModelState, release: ReleaseRef, watch: Watch | None, *, also_later: bool = False) -> bool:
+    """Return whether `watch` over `release` had its outcome, in this attempt or (`also_later`) any before it."""
+    settled = model.settled
     if settled is None or watch is None:
         return False
     if (settled.bundle, settled.rollout, settled.wave) != (release.bundle_sha256, watch.rollout, watch.wave):
         return False
-    if settled.good:
-        return active is not None and active.bundle_sha256 == release.bundle_sha256
-    return watch.attempt <= settled.attempt
+    return also_later or watch.attempt <= settled.attempt
 
 
 # -- one update --------------------------------------------------------------------------------------------------------

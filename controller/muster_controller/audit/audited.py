@@ -18,6 +18,8 @@ DEVICE_DRIVEN = frozenset(
         "device_left_rollout",  # It reports other labels, ...
         "device_joined_rollout",
         "device_follows_baseline",  # ... and each time it does, it is told to run what its group runs.
+        "counter_counted_on",  # It reports a counter beyond ours.
+        "counter_out_of_reach",
     }
 )
 

@@ -22,6 +22,7 @@ OFFLINE_LIFETIME = timedelta(days=365)  # Root, targets and releases: an operato
 SNAPSHOT_LIFETIME = timedelta(days=30)
 TIMESTAMP_LIFETIME = timedelta(days=1)  # How long a stolen broker can hide a revocation.
 RELEASE_PREFIX = "release-"
+KEYID_MAX = 128
 
 S = TypeVar("S", Root, Timestamp, Snapshot, Targets)
 
@@ -78,9 +79,14 @@ def parse(kind: type[S], data: bytes, role: str) -> Metadata[S]:
         raise MetadataRefused(role, f"it does not parse ({error})") from error
     if not isinstance(metadata.signed, kind):
         raise MetadataRefused(role, f"it is of type {metadata.signed.type}")
-    if not all(isinstance(keyid, str) for named in _roles(metadata.signed) for keyid in named.keyids):
-        raise MetadataRefused(role, "it names a key by something that is no text")  # python-tuf takes anything.
+    if not all(_is_keyid(keyid) for named in _roles(metadata.signed) for keyid in named.keyids):
+        raise MetadataRefused(role, "it names a key by something that is no plain text")  # python-tuf takes anything.
     return metadata
+
+
+def _is_keyid(keyid: object) -> bool:
+    """Whether people may be shown it: key holders compare key ids by eye, in a terminal."""
+    return isinstance(keyid, str) and keyid.isascii() and keyid.isprintable() and len(keyid) <= KEYID_MAX
 
 
 def _roles(signed: Signed) -> Iterator[Role]:

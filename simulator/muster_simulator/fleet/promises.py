@@ -89,7 +89,8 @@ class Promise(Watcher):
 class CountersRise(Promise):
     """A device's assignment counter rises by one at a time and never falls, each counter is said once, nothing is said
     before it is in the ledger, and a device obeys only what was said to it. So a controller that takes the past for the
-    present has no effect."""
+    present has no effect. (No world brings back a backup, raises a counter with a stolen key or changes the assignment
+    key: there counters jump and may fall, by rules that the unit tests of both sides hold.)"""
 
     name = "F1-counters-rise"
 
