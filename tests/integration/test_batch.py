@@ -108,7 +108,12 @@ def test_interrupting_keeps_the_rows_and_the_same_command_goes_on(
     out = tmp_path / "out.jsonl"
     # One row at a time, one request at a time: the signal must find it at work, on a fast machine too.
     words = command(agent, "batch", "digits", scans, out, "--rows", 1, "--window", 1, "--json")
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # A shell's background jobs ignore it.
+    ) as process:
         part = out.with_name("out.jsonl.part")
         deadline = time.monotonic() + TIMEOUT_S
         while not (part.exists() and part.stat().st_size > 20_000):
