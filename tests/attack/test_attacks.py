@@ -177,10 +177,10 @@ def test_attack_partial_bundle_never_serves(struck: Struck) -> None:
 @under(attacks.eavesdrop)
 def test_attack_eavesdrop_hears_no_input_through_an_update_a_refusal_and_a_twin(struck: Struck) -> None:
     stage, attempt = struck
+    twins = len(stage.twins)
     attacks.rollback_counter(stage)
     stage.wait_for_refusal(Refusal.REPLAYED)
 
-    twins = len(stage.twins)
     stage.wait(lambda: len(stage.twins) > twins)
     assert len({heard.topic for heard in stage.heard}) > len(("twin", "event", "presence", "want", "chunk"))
     assert_held(stage, attempt, before=attacks.NEWER)

@@ -80,7 +80,7 @@ def window_measured(
     effects = outcome(update, True, reason, window)
     if not update.sham:
         effects.append(step(update, Step.COMMITTED, now))
-    return replace(model, update=None, settled=settled(update, good=True)), effects
+    return replace(model, update=None, settled=settled(model, update, good=True)), effects
 
 
 def turn_back(
@@ -88,7 +88,7 @@ def turn_back(
 ) -> tuple[ModelState, list[Effect]]:
     """End a probation badly: back to standby where there is one. A control has nothing newer to leave."""
     effects = outcome(update, False, reason, window)
-    judged = settled(update, good=False)
+    judged = settled(model, update, good=False)
     standby = model.slots.standby
     if update.sham or standby is None:
         return replace(model, update=None, settled=judged, last_error=reason), effects
@@ -109,7 +109,7 @@ def fail(
     return replace(
         model,
         update=None,
-        settled=settled(update, good=False),
+        settled=settled(model, update, good=False),
         last_error=f"{refusal.value}: {detail}",
         failed=None if update.sham or refusal is Refusal.DISK_FULL else update.release,
     ), effects

@@ -80,7 +80,7 @@ def _slot_lost(name: ModelName, model: ModelState, detail: str, now: float) -> t
     assert lost is not None
     if update is not None and (update.phase is Phase.PROBATION or update.sham):
         effects += outcome(update, False, detail)
-        judged = settled(update, good=False)
+        judged = settled(model, update, good=False)
         update = None
     standby = model.slots.standby
     if standby is not None:

@@ -6,7 +6,7 @@ Values only. When something is told is decided in `update` and beside it.
 from msgspec.structs import replace
 
 from muster_agent.core.events import Effect, Report
-from muster_agent.core.state import Settled, Update
+from muster_agent.core.state import ModelState, Settled, Update
 from muster_shared.messages import OutcomeReported, Refusal, Step, StepReached, WindowReport
 
 
@@ -52,10 +52,11 @@ def outcome(update: Update, good: bool, reason: str, window: WindowReport | None
     ]
 
 
-def settled(update: Update, *, good: bool) -> Settled | None:
+def settled(model: ModelState, update: Update, *, good: bool) -> Settled | None:
+    """Return the last judgement of `model` once `update` has ended; one that nobody watched leaves it as it was."""
     watch = update.watch
     if watch is None:
-        return None
+        return model.settled
     return Settled(update.release.bundle_sha256, watch.rollout, watch.wave, good, watch.attempt)
 
 
