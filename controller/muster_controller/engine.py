@@ -9,7 +9,6 @@ operators: `fleet` does.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 import structlog
 
@@ -129,9 +128,11 @@ class Engine:
         now = self.clock()
         found: dict[DeviceId, Desired] = {}
         for each in effects:
-            desired = found.get(each.device) or self.ledger.desired(each.device)
+            was = found.get(each.device) or self.ledger.desired(each.device)
             wanted = Wanted(ModelAssignment(release=each.release, watch=each.watch), rollout, now)
-            found[each.device] = replace(desired, models={**desired.models, each.release.model: wanted})
+            models = {**was.models, each.release.model: wanted}
+            # Not by `replace`, which takes four times as long: an abort does this for a whole fleet.
+            found[each.device] = Desired(was.device, was.counter, was.expires_at, models, was.envelope, was.issued_at)
         self.issue(list(found.values()))
 
     def issue(self, wanted: Sequence[Desired]) -> None:

@@ -46,6 +46,8 @@ class Watched(msgspec.Struct, frozen=True):
     """Until the broker confirmed the last one."""
     cpu_s: float
     """Of all threads of the controller's process, user and system, until `last_s`."""
+    waited_s: float
+    """Of `handed_s`, how long the fleet's thread was ready to run and had no core, because others had both."""
     threads: dict[str, float]
     """Of `cpu_s`, by thread, as far as they still live: the signing ones are the rest."""
 
@@ -63,6 +65,7 @@ class Watch:
         """An event is about to be handed to the fleet: what follows is counted from here."""
         with self._lock:
             self._threads_before = _by_thread()
+            self._waited_before = _waited_s()
             self._count = 0
             self._first_s = self._handed_s = 0.0
             self._cpu_before = time.process_time()
@@ -90,7 +93,8 @@ class Watch:
             cpu_s = time.process_time() - self._cpu_before
             before = self._threads_before
             threads = {name: cpu - before.get(name, 0.0) for name, cpu in _by_thread().items()}
-            found = Watched(self._count, self._first_s, self._handed_s, last_s, cpu_s, threads)
+            waited_s = _waited_s() - self._waited_before
+            found = Watched(self._count, self._first_s, self._handed_s, last_s, cpu_s, waited_s, threads)
         partial = self._path.with_suffix(".part")
         partial.write_bytes(msgspec.json.encode(found))
         partial.replace(self._path)
@@ -140,6 +144,17 @@ def _by_thread() -> dict[str, float]:
         for each in threading.enumerate()
         if each.ident is not None
     }
+
+
+def _waited_s() -> float:
+    """Return how long the fleet's thread has stood in the run queue so far (Linux, sched-stats.rst); unknown: 0."""
+    for each in threading.enumerate():
+        if each.name == "fleet":
+            try:
+                return int(Path(f"/proc/self/task/{each.native_id}/schedstat").read_text().split()[1]) / 1e9
+            except OSError:
+                return 0.0
+    return 0.0
 
 
 def read(path: Path) -> Watched | None:

