@@ -115,6 +115,9 @@ class AssignmentKeys(msgspec.Struct, frozen=True, kw_only=True):
     """The content of `KEYS_TARGET`: securesystemslib key dictionaries by key id."""
 
     keys: dict[str, dict[str, object]]
+    mixers: dict[str, bytes] = {}
+    """X25519 public keys (32 raw bytes) of the mixers to which devices seal their windows, by `metrics.key_id`. The
+    offline keys say so, not the controller; without any, no content metric leaves a device."""
 
 
 class _Signature(msgspec.Struct, frozen=True):

@@ -19,6 +19,7 @@ import msgspec
 from muster_shared import ids, pipeline_check
 from muster_shared.errors import ManifestInvalid, WireError
 from muster_shared.ids import ModelName, Sha256
+from muster_shared.metrics import Kind
 from muster_shared.pipeline import Pipeline
 from muster_shared.undecodable import UNDECODABLE, reason
 
@@ -152,6 +153,16 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True):
     source: str = ""
 
 
+class Metrics(msgspec.Struct, frozen=True, kw_only=True):
+    """What may leave a device of what the release saw and said (`muster_shared.metrics`), and the reference for it."""
+
+    allow: tuple[Kind, ...] = ()
+    """Nothing leaves that is not named here. Kinds without classes need none."""
+    reference: str | None = None
+    """A file of the bundle, NumPy `.npz` (docs/metrics.md): what confidence, classes and inputs were like when the
+    release was made. Without it no drift is seen."""
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """`bundle.json`."""
 
@@ -169,6 +180,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     serving: Serving = Serving()
     pipeline: Pipeline | None = None
     """From a raw file to the inputs, and from the outputs to predictions; None: the release takes tensors only."""
+    metrics: Metrics = Metrics()
     labels: tuple[str, ...] = ()
     lineage: Lineage = Lineage()
     licence: str = "proprietary"
@@ -187,7 +199,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     def files_for(self, variant: Variant) -> tuple[BundleFile, ...]:
         """Return what a device needs to run `variant`: its files, the golden cases and what the pipeline reads."""
         more = self.pipeline.files if self.pipeline is not None else ()
-        paths = dict.fromkeys((*variant.files, self.golden.file, *more))
+        reference = () if self.metrics.reference is None else (self.metrics.reference,)
+        paths = dict.fromkeys((*variant.files, self.golden.file, *more, *reference))
         return tuple(self.file(path) for path in paths)
 
 
@@ -278,6 +291,8 @@ def _problems(manifest: Manifest) -> Iterator[str]:
                 yield f"variant {variant.name} names {path}, which is not in files"
     if manifest.golden.file not in paths:
         yield f"golden names {manifest.golden.file}, which is not in files"
+    if manifest.metrics.reference is not None and manifest.metrics.reference not in paths:
+        yield f"metrics.reference names {manifest.metrics.reference}, which is not in files"
     if manifest.pipeline is not None:
         inputs, outputs = manifest.inputs, manifest.outputs
         yield from pipeline_check.problems(manifest.pipeline, inputs, outputs, manifest.labels, paths)

@@ -42,6 +42,20 @@ class HostTelemetry(msgspec.Struct, frozen=True, kw_only=True):
     temperature_c: float | None = None
     agent_rss_mb: float | None = None
     uptime_s: float | None = None
+    throttled: bool | None = None
+    """Whether the processor is held back now, by heat or by lack of power."""
+    pressure_cpu_percent: float | None = None
+    """Share of the last 10 s in which somebody waited for it (Linux, pressure stall information); so the next two."""
+    pressure_memory_percent: float | None = None
+    pressure_io_percent: float | None = None
+    steal_percent: float | None = None
+    """What the hypervisor took, since the reading before."""
+    battery_percent: float | None = None
+    energy_j: float | None = None
+    """Of the whole host since it started, where a counter tells (RAPL, a battery's); it only rises."""
+    net_sent_mb: float | None = None
+    """By the agent's link since the agent started; so the next."""
+    net_received_mb: float | None = None
 
 
 class ReleaseRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,6 +124,16 @@ class TwinModel(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms_p95: float | None = None
     last_error: str | None = None
     tuning: Tuning | None = None
+    errors: int = 0
+    """Of `requests`, failed in the engine or past their deadline; like it since the agent started, of `active` only."""
+    slow: int = 0
+    """Of `requests`, answered later than the release's `slo.latency_ms_p95`."""
+    inferences: int = 0
+    """Rows: a request for a batch of 8 is 8."""
+    cpu_ms: float | None = None
+    """Of the agent's process while it ran them."""
+    drift: str | None = None
+    """`metrics.DRIFT`, only where the configuration lets a device tell it of itself (`metrics.tell_drift`)."""
 
 
 class Twin(Message, frozen=True, kw_only=True):

@@ -9,10 +9,15 @@
     muster/v1/<fleet>/trust/<role>                controller -> all, retained: TUF metadata
     muster/v1/<fleet>/release/<sha256>/want       device -> controller: which chunks are missing
     muster/v1/<fleet>/release/<sha256>/chunk/<n>  controller -> all who wait: raw bytes
+    muster/v1/<fleet>/metrics/<cohort>            device -> mixer: sealed anonymous windows
+    muster/v1/<fleet>/mixed/<mixer>               mixer -> controller: noised sums
+    muster/v1/<fleet>/mixed/<mixer>/ack           controller -> mixer: batches that are safe in the database
+    muster/v1/<fleet>/mixed/<mixer>/state         mixer -> controller, retained: its budget and counts
 
 At most 7 slashes, no dots, no reliance on retained messages through wildcards (AWS IoT Core, Event Grid, NATS).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -64,7 +69,26 @@ class ChunkTopic:
     index: int
 
 
-Topic = DeviceTopic | ControllerTopic | TrustTopic | WantTopic | ChunkTopic
+@dataclass(frozen=True)
+class MetricsTopic:
+    cohort: int
+
+
+class MixedChannel(Enum):
+    """What a topic of a mixer carries."""
+
+    SUMS = ""
+    ACK = "ack"
+    STATE = "state"
+
+
+@dataclass(frozen=True)
+class MixedTopic:
+    mixer: str
+    channel: MixedChannel
+
+
+Topic = DeviceTopic | ControllerTopic | TrustTopic | WantTopic | ChunkTopic | MetricsTopic | MixedTopic
 
 
 def build(fleet: FleetId, topic: Topic) -> str:
@@ -81,6 +105,10 @@ def build(fleet: FleetId, topic: Topic) -> str:
             return f"{prefix}/release/{sha256}/want"
         case ChunkTopic(sha256, index):
             return f"{prefix}/release/{sha256}/chunk/{index}"
+        case MetricsTopic(cohort):
+            return f"{prefix}/metrics/{cohort}"
+        case MixedTopic(mixer, channel):
+            return f"{prefix}/mixed/{mixer}/{channel.value}".rstrip("/")
 
 
 def parse(fleet: FleetId, text: str) -> Topic:
@@ -103,6 +131,10 @@ def parse(fleet: FleetId, text: str) -> Topic:
             case ["release", sha256, "chunk", index] if index.isascii() and index.isdigit() and len(index) < 9:
                 if int(index) < CHUNK_INDEX_MAX:
                     return ChunkTopic(ids.sha256(sha256), int(index))
+            case ["metrics", cohort] if cohort.isascii() and cohort.isdigit() and len(cohort) < 4:
+                return MetricsTopic(int(cohort))
+            case ["mixed", mixer, *channel] if len(channel) < 2 and "".join(channel) in ("", "ack", "state"):
+                return MixedTopic(ids.name(mixer, "mixer"), MixedChannel("".join(channel)))
             case _:
                 pass
     raise WireError(f"{text[:120]!r} is not a topic of fleet {fleet!r}")
@@ -114,7 +146,16 @@ def controller_filters(fleet: FleetId) -> tuple[str, ...]:
     return (
         *(f"{prefix}/device/+/{channel.value}" for channel in (Channel.TWIN, Channel.PRESENCE, Channel.EVENT)),
         f"{prefix}/release/+/want",
+        f"{prefix}/mixed/+",
+        f"{prefix}/mixed/+/state",
     )
+
+
+def mixer_filters(fleet: FleetId, mixer: str, cohorts: Iterable[int]) -> tuple[str, ...]:
+    """Return the filters of a mixer: one for all cohorts, or one for each of up to 7, and its acknowledgements."""
+    prefix, own = f"{ROOT}/{fleet}", tuple(cohorts)
+    raw = [f"{prefix}/metrics/{cohort}" for cohort in own] if len(own) < 8 else [f"{prefix}/metrics/+"]
+    return (*raw, f"{prefix}/mixed/{mixer}/ack")
 
 
 def device_filters(fleet: FleetId, device: DeviceId) -> tuple[str, ...]:

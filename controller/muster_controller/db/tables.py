@@ -364,6 +364,189 @@ class AgreementRow(Row, table=True):
     """A value of a higher one takes the place of this."""
 
 
+class MixedRow(Row, table=True):
+    """Noised sums of one kind of one cell and period, as a mixer published them, or as days were made of hours."""
+
+    __tablename__ = "mixed"
+    __table_args__ = (Index(None, "model", "period_s", "period_start"), Index(None, "period_s", "period_start"))
+
+    batch: str = Field(primary_key=True)
+    """Of the message; of a roll-up, a name made of what it is of."""
+    kind: str = Field(primary_key=True)
+    mixer: str
+    model: str
+    version: str
+    device_class: str
+    region: str
+    classes: int
+    period_start: float
+    period_s: int
+    devices: int
+    """Windows in it; of a roll-up the largest of its hours."""
+    late: bool
+    sums: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    """JSON array of integers, in units."""
+    variance: float
+    """Of the noise on each of them, units^2."""
+    periods: int
+    """How many windows of one device may be in it: 1, or up to 24 of a roll-up."""
+
+
+class MixerRow(Row, table=True):
+    """A mixer and what it said of itself last."""
+
+    __tablename__ = "mixer"
+
+    id: str = Field(primary_key=True)
+    created_at: float
+    created_by: str
+    public_key: str
+    """Hex of its X25519 key; empty: not told."""
+    seen_at: float
+    state: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    """`metrics.MixerState` as JSON."""
+
+
+class SeriesRow(Row, table=True):
+    """Operational counts of one release on one device class, from the twins: no content, but known by device."""
+
+    __tablename__ = "series"
+    __table_args__ = (Index(None, "period_s", "at"),)
+
+    model: str = Field(primary_key=True)
+    version: str = Field(primary_key=True)
+    device_class: str = Field(primary_key=True)
+    region: str = Field(primary_key=True)
+    at: float = Field(primary_key=True)
+    """Beginning of the period."""
+    period_s: int = Field(primary_key=True)
+    """300, 3600 or 86400."""
+    devices: int
+    """That said something in the period."""
+    requests: int = Field(sa_column=Column(Wide, nullable=False))
+    errors: int = Field(sa_column=Column(Wide, nullable=False))
+    slow: int = Field(sa_column=Column(Wide, nullable=False))
+    inferences: int = Field(sa_column=Column(Wide, nullable=False))
+    cpu_ms: float
+    energy_j: float | None = None
+    """None where no device has a sensor."""
+    bytes_sent: float
+    bytes_received: float
+    latency_ms_p95_max: float | None = None
+    """The slowest device's."""
+    cpu_percent_max: float | None = None
+    """Of the busiest device: headroom is what is left of it."""
+    cpu_percent_sum: float
+    """Over devices that told, to be divided by `cpu_told`."""
+    cpu_told: int
+
+
+class ObjectiveRow(Row, table=True):
+    """A service level objective of one model."""
+
+    __tablename__ = "objective"
+
+    name: str = Field(primary_key=True)
+    model: str
+    selector_class: str
+    """Device class; empty: all."""
+    indicator: str
+    """`availability` or `latency`."""
+    target: float
+    """Share 0..1 of requests that must be good over 28 days."""
+    created_at: float
+    created_by: str
+
+
+class AlertRow(Row, table=True):
+    """One alert from when it began until it is forgotten."""
+
+    __tablename__ = "alert"
+    __table_args__ = (Index(None, "state", "began_at"), Index(None, "rule", "subject"))
+
+    id: str = Field(primary_key=True)
+    rule: str
+    subject: str
+    """What it is about: a model, a release, a device class, a rollout, a certificate."""
+    severity: str
+    """`page`, `ticket` or `info`."""
+    state: str
+    """`pending`, `firing` or `resolved`."""
+    summary: str = Field(sa_column=Column(Text, nullable=False))
+    facts: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    """JSON object of what it was decided from."""
+    began_at: float
+    changed_at: float
+    seen_at: float
+    """When its condition held last."""
+    resolved_at: float | None = None
+    acknowledged_by: str
+    acknowledged_at: float | None = None
+    comment: str = Field(sa_column=Column(Text, nullable=False))
+
+
+class SilenceRow(Row, table=True):
+    """Alerts that fit are not told of until it ends."""
+
+    __tablename__ = "silence"
+
+    id: str = Field(primary_key=True)
+    rule: str
+    """Empty: every rule; `*` at the end stands for anything. So `subject`."""
+    subject: str
+    begins_at: float
+    ends_at: float
+    by: str
+    reason: str = Field(sa_column=Column(Text, nullable=False))
+
+
+class ReceiverRow(Row, table=True):
+    """Where alerts and reviews are told: a webhook, a mail address or an MQTT topic."""
+
+    __tablename__ = "receiver"
+
+    name: str = Field(primary_key=True)
+    kind: str
+    """`webhook`, `email` or `mqtt`."""
+    address: str = Field(sa_column=Column(Text, nullable=False))
+    severities: str
+    """By comma; empty: all."""
+    reviews: bool
+    secret: str
+    """Of a webhook's signature. Shown once, and in no log."""
+    created_at: float
+    created_by: str
+    disabled_at: float | None = None
+
+
+class NoticeRow(Row, table=True):
+    """Something to be told to a receiver, until it was."""
+
+    __tablename__ = "notice"
+    __table_args__ = (Index(None, "state", "next_at"),)
+
+    id: str = Field(primary_key=True)
+    receiver: str
+    body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    state: str
+    """`waiting`, `told` or `given_up`."""
+    attempts: int
+    next_at: float
+    created_at: float
+    error: str = Field(sa_column=Column(Text, nullable=False))
+
+
+class ReviewRow(Row, table=True):
+    """A weekly review, as it was made."""
+
+    __tablename__ = "review"
+
+    week: str = Field(primary_key=True)
+    """ISO: 2026-W47."""
+    made_at: float
+    body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
 def table(row: type[Row]) -> Table:
     """Return the SQLAlchemy table of a row class."""
     return Row.metadata.tables[str(row.__tablename__)]
