@@ -80,6 +80,23 @@ def test_the_end_waits_too_and_its_approval_is_not_taken_for_a_wave() -> None:
     assert story.rollout.state is RolloutState.FINISHED
 
 
+def test_whoever_approved_the_end_is_asked_again_when_another_wave_came_in_between() -> None:
+    story = Story(4, policy(waves=(2, "100%"), approvals=(Approval(before="finish", by=("grace",)),)))
+    story.tick()
+    story.order(Order.APPROVE, actor="grace")  # Of the first wave she knew, of the second not yet.
+    story.go_on()
+    story.go_on()
+
+    assert story.rollout.wave == 1
+    assert story.rollout.state is RolloutState.RUNNING
+    assert story.rollout.reason.startswith("the end waits for approval by grace")
+
+    story.order(Order.APPROVE, actor="grace")
+    story.tick()
+
+    assert story.rollout.state is RolloutState.FINISHED
+
+
 def test_an_approval_at_the_end_counts_for_the_end_also_while_it_is_paused() -> None:
     story = Story(4, policy(waves=(2,), approvals=(Approval(before="every"),)))
     for _ in range(3):
