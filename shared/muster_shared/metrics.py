@@ -117,7 +117,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     nonce: str
     """NONCE_BYTES of randomness in hex: what comes twice is counted once."""
     units: dict[Kind, bytes]
-    """Packed (`pack`); a kind that the release's allow-list lacks, or that nothing was measured of, is not there."""
+    """Packed (`pack`). A kind that the release's allow-list lacks is not there. One that it has is, empty where nothing
+    was measured: whether anybody measured is as private as what, and the mixer publishes the kinds that it sees."""
     v: Literal[1] = 1
 
 
@@ -194,6 +195,13 @@ class MixerKey(msgspec.Struct, frozen=True, kw_only=True):
 
     public_key: bytes
     """X25519, 32 raw bytes."""
+
+
+def latency_place(latency_us: float) -> int:
+    """Return the bucket of a latency in `Kind.LATENCY`: floor(4 log2 us), the first for 1 us and less."""
+    if latency_us <= 1.0:
+        return 0
+    return min(LATENCY_BUCKETS - 1, math.floor(LATENCY_GRID * math.log2(latency_us)))
 
 
 # -- packing -----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 from muster_shared.bundle import digest
 from muster_shared.errors import MusterError
 from muster_shared.ids import ModelName
-from muster_simulator.load.truth import Truth, write_truth
+from muster_simulator.load.truth import Answered, Truth, write_truth
 from muster_simulator.workloads import catalogue, inference
 from muster_simulator.workloads.spec import ReleaseSpec, write_release
 
@@ -23,12 +23,13 @@ def build(model: ModelName, out: Path, truth: Path, cache: Path) -> None:
     """Write `out/<model>/<version>/` and the truth about each release. Raises MusterError, OSError."""
     specs = catalogue.releases(model, cache)
     with ThreadPoolExecutor(THREADS) as asking:
-        outcomes = list(asking.map(catalogue.outcomes, specs))
-    for spec, right in zip(specs, outcomes, strict=True):
+        found = list(asking.map(catalogue.answers, specs))
+    for spec, said in zip(specs, found, strict=True):
         folder = out / spec.model / spec.version
         write_release(spec, folder)
         bundle = digest((folder / "bundle.json").read_bytes())
-        write_truth(truth, bundle, Truth(right, _latency_ms(spec)))
+        answered = Answered(said.answered, said.truth, said.confidence, said.classes)
+        write_truth(truth, bundle, Truth(said.right, _latency_ms(spec), answered))
         print(f"{spec.model} {spec.version} {spec.accuracy:.4f}", flush=True)
 
 

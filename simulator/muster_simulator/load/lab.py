@@ -6,6 +6,7 @@ when somebody looks.
 """
 
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -13,10 +14,12 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
+from muster_agent.metrics import port as metrics
 from muster_agent.ports import Store
 from muster_shared.bundle import Manifest, Variant
 from muster_shared.ids import ModelName, Sha256
 from muster_shared.messages import Refusal, ReleaseRef, Tuning, WindowReport
+from muster_shared.metrics import CLASSES_MAX, CONFIDENCE_BINS, INPUTS, Kind, latency_place
 from muster_shared.variants import files_of
 from muster_simulator.load.truth import Truth, Truths
 
@@ -67,6 +70,45 @@ class _Counts:
     opened_at: float = field(default_factory=time.monotonic)
 
 
+class _Meter:
+    """Counts of one release for the anonymous metrics. Drift is what a reference file says, and there is none here."""
+
+    def __init__(self, release: metrics.Release, truth: Truth) -> None:
+        self._release = release
+        self._truth = truth
+        self._inferences = 0
+        self._counts: dict[Kind, Counter[int]] = defaultdict(Counter)
+
+    def add(self, indices: NDArray[np.int64], speed: float) -> None:
+        """Count the labelled inputs at `indices`, each of which takes `speed` times what it was measured to take."""
+        said, asked = self._truth.answered, len(indices)
+        self._inferences += asked
+        if not asked or said is None:
+            return
+        last = self._release.classes - 1
+        answered = np.minimum(said.answered[indices], last)
+        bins = np.minimum((said.confidence[indices] * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
+        truths = said.truth[indices]
+        known = truths >= 0
+        marks = 2 * np.minimum(truths[known], last) + (said.right[indices][known])
+        for kind, places in ((Kind.CLASSES, answered), (Kind.CONFIDENCE, bins), (Kind.FEEDBACK, marks)):
+            self._counts[kind].update(places.tolist())
+        self._counts[Kind.LATENCY][latency_place(self._truth.latency_ms * speed * 1e3)] += asked
+        self._counts[Kind.INPUTS][INPUTS.index("plain")] += asked
+
+    def take(self) -> metrics.Tally:
+        counts = {kind: dict(found) for kind, found in self._counts.items()}
+        tally = metrics.Tally(self._release, self._inferences, counts)
+        self._inferences, self._counts = 0, defaultdict(Counter)
+        return tally
+
+
+def _measured(release: ReleaseRef, manifest: Manifest) -> metrics.Release:
+    classes = min(len(manifest.labels), CLASSES_MAX)
+    allow = frozenset(manifest.metrics.allow)
+    return metrics.Release(release.model, release.version, release.bundle_sha256, classes, allow)
+
+
 class TruthLab:
     """`ports.Lab`. Set `self_test_done` and `serve_failed` before the conductor starts."""
 
@@ -93,6 +135,7 @@ class TruthLab:
         self._served: dict[ModelName, _Served] = {}
         self._counts: dict[Sha256, _Counts] = {}
         self._names: dict[Sha256, tuple[ModelName, str]] = {}
+        self._meters: dict[Sha256, _Meter] = {}
 
     # -- ports.Lab ---------------------------------------------------------------------------------------------------
 
@@ -119,6 +162,7 @@ class TruthLab:
         order = np.random.default_rng(self._order_seed).permutation(len(truth.right))
         engine = f"simulated {variants[0].runtime} {variants[0].precision}"
         self._names[release.bundle_sha256] = (release.model, release.version)
+        self._meters.setdefault(release.bundle_sha256, _Meter(_measured(release, manifest), truth))
         self._served[release.model] = _Served(release, truth, engine, self._clock(), order)
 
     def retire(self, model: ModelName) -> None:
@@ -164,6 +208,17 @@ class TruthLab:
             self._settle(model)
         return {self._names[bundle]: counts.total for bundle, counts in self._counts.items() if bundle in self._names}
 
+    # -- metrics.port.Meters -----------------------------------------------------------------------------------------
+
+    def take(self) -> list[metrics.Tally]:
+        """Return what was counted of each release since the last call: from what it really says to each input."""
+        for model in self._served:
+            self._settle(model)
+        serving = {served.release.bundle_sha256 for served in self._served.values()}
+        taken = [self._meters[bundle].take() for bundle in sorted(self._meters)]
+        self._meters = {bundle: meter for bundle, meter in self._meters.items() if bundle in serving}
+        return taken
+
     def _settle(self, model: ModelName) -> None:
         """Count the requests up to now for the release that has served them."""
         served = self._served.get(model)
@@ -172,6 +227,7 @@ class TruthLab:
         upto = max(served.asked, int((self._clock() - served.since) * self._requests_per_s(model)))
         positions = np.arange(served.asked, upto) % len(served.order)
         total = self._count(served.release.bundle_sha256).total
+        self._meters[served.release.bundle_sha256].add(served.order[positions], self._speed)
         total.requests += len(positions)
         total.right += int(served.truth.right[served.order[positions]].sum())
         served.asked = upto

@@ -1,13 +1,15 @@
 """What each release really answers right: one small file a bundle, written once from real inference.
 
-`<folder>/<bundle sha256>.npz` holds `right`, bool [labelled inputs], and `latency_ms`, the median of one inference. A
-device that only pretends to serve draws its answers from it, so that its accuracy is the release's own.
+`<folder>/<bundle sha256>.npz` holds `right`, bool [labelled inputs], `latency_ms`, the median of one inference, and
+what was answered. A device that only pretends to serve draws its answers from it, so that its accuracy is the release's
+own, and so are the anonymous metrics that it sends.
 """
 
 import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +18,29 @@ from muster_shared.ids import Sha256
 
 
 @dataclass(frozen=True, eq=False)
+class Answered:
+    """What a release said to each labelled input, all [labelled inputs]."""
+
+    answered: NDArray[np.int16]
+    truth: NDArray[np.int16]
+    """-1 where the release has no such class."""
+    confidence: NDArray[np.float32]
+    classes: int
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        same: NDArray[np.bool_] = self.answered == self.truth
+        return same
+
+
+@dataclass(frozen=True, eq=False)
 class Truth:
     """`right`: bool [labelled inputs], in the workload's order."""
 
     right: NDArray[np.bool_]
     latency_ms: float
+    answered: Answered | None = None
+    """None: only who was right is known, and nothing can be measured of it but that."""
 
 
 class Truths:
@@ -37,7 +57,11 @@ class Truths:
             if not path.is_file():
                 return None
             with np.load(path, allow_pickle=False) as arrays:
-                self._known[bundle] = Truth(arrays["right"], float(arrays["latency_ms"]))
+                answered = None
+                if "answered" in arrays:
+                    rows = arrays["answered"], arrays["truth"], arrays["confidence"]
+                    answered = Answered(*rows, int(arrays["classes"]))
+                self._known[bundle] = Truth(arrays["right"], float(arrays["latency_ms"]), answered)
         return self._known[bundle]
 
 
@@ -45,7 +69,12 @@ def write_truth(folder: Path, bundle: Sha256, truth: Truth) -> None:
     """Write what is known of `bundle`; readers see all of it or nothing."""
     folder.mkdir(parents=True, exist_ok=True)
     raw = io.BytesIO()
-    np.savez(raw, allow_pickle=False, right=truth.right, latency_ms=np.float64(truth.latency_ms))
+    arrays: dict[str, NDArray[Any]] = {"right": truth.right, "latency_ms": np.array(truth.latency_ms)}
+    if truth.answered is not None:
+        said = truth.answered
+        arrays |= {"answered": said.answered, "truth": said.truth, "confidence": said.confidence}
+        arrays["classes"] = np.array(said.classes)
+    np.savez(raw, allow_pickle=False, **arrays)
     path = _path(folder, bundle)
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(raw.getvalue())

@@ -1,5 +1,6 @@
 """All reference workloads by name: their releases, their labelled inputs, and which inputs each release gets right."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from muster_shared.errors import MusterError
 from muster_shared.ids import ModelName
 from muster_simulator.workloads import digits, inference, magika
 from muster_simulator.workloads.labelled import LabelledInputs
-from muster_simulator.workloads.spec import ReleaseSpec, right
+from muster_simulator.workloads.spec import ReleaseSpec
 
 MODELS = (digits.MODEL, magika.MODEL)
 
@@ -49,8 +50,26 @@ def inputs(model: ModelName) -> LabelledInputs:
             raise WorkloadUnknown(model)
 
 
-def outcomes(spec: ReleaseSpec, variant: str | None = None) -> NDArray[np.bool_]:
-    """Return bool [len(inputs(spec.model))]: whether the release answers each labelled input right, by real inference.
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a release says to each labelled input, by real inference."""
+
+    answered: NDArray[np.int16]
+    """[inputs], the class with the largest score."""
+    truth: NDArray[np.int16]
+    """[inputs], the right class; -1 where the release has none for it."""
+    confidence: NDArray[np.float32]
+    """[inputs], the largest score, 0..1."""
+    classes: int
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        same: NDArray[np.bool_] = self.answered == self.truth
+        return same
+
+
+def answers(spec: ReleaseSpec, variant: str | None = None) -> Answers:
+    """Return the answers of a release to all of `inputs(spec.model)`.
 
     Args:
         variant: The name of one of its variants; the defining one when None.
@@ -58,4 +77,16 @@ def outcomes(spec: ReleaseSpec, variant: str | None = None) -> NDArray[np.bool_]
     chosen = next(each for each in spec.variants if variant in (None, each.name))
     labelled = inputs(spec.model)
     network = inference.load(chosen, spec.content(chosen.files[0]))
-    return right(inference.run(network, labelled.batch(spec.inputs[0])), spec.labels, labelled.truths)
+    outputs = inference.run(network, labelled.batch(spec.inputs[0]))
+    known = {label: index for index, label in enumerate(spec.labels)}
+    return Answers(
+        outputs.argmax(axis=1).astype(np.int16),
+        np.array([known.get(name, -1) for name in labelled.truths], np.int16),
+        outputs.max(axis=1).clip(0, 1).astype(np.float32),
+        len(spec.labels),
+    )
+
+
+def outcomes(spec: ReleaseSpec, variant: str | None = None) -> NDArray[np.bool_]:
+    """Return bool [len(inputs(spec.model))]: whether the release answers each labelled input right: see `answers`."""
+    return answers(spec, variant).right
