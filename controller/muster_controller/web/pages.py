@@ -233,6 +233,7 @@ def _environment(services: Services) -> Environment:
         bytes=present.size,
         clock=present.clock_time,
         evidence=present.number,
+        host_rows=present.host_rows,
         percent=present.percent,
         stamp=present.stamp,
         words=present.words,

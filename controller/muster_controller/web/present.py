@@ -218,6 +218,50 @@ def number(value: float) -> str:
     return f"{value:.2g}"
 
 
+HOST = {
+    "cpu_percent": ("processor", "{:.0f} %"),
+    "memory_percent": ("memory", "{:.0f} %"),
+    "disk_percent": ("disk", "{:.0f} %"),
+    "temperature_c": ("temperature", "{:.0f} °C"),
+    "agent_rss_mb": ("agent's memory", "{:.0f} MB"),
+    "throttled": ("held back by heat or power", "{}"),
+    "pressure_cpu_percent": ("waited for the processor", "{:.1f} %"),
+    "pressure_memory_percent": ("waited for memory", "{:.1f} %"),
+    "pressure_io_percent": ("waited for disks", "{:.1f} %"),
+    "steal_percent": ("taken by the hypervisor", "{:.1f} %"),
+    "battery_percent": ("battery", "{:.0f} %"),
+    "energy_j": ("energy since start", "{:,.0f} J"),
+    "net_sent_mb": ("sent", "{:,.1f} MB"),
+    "net_received_mb": ("received", "{:,.1f} MB"),
+}
+"""Of `HostTelemetry`: what it is called, and how it is written. What is not here is written as it comes."""
+
+
+def host_rows(host: Mapping[str, object]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Return what a host tells of itself, ready to be read, and the names of what it does not tell."""
+    told: list[tuple[str, str]] = []
+    untold: list[str] = []
+    for key, value in host.items():
+        name, form = HOST.get(key, (words(key), "{}"))
+        if value is None:
+            untold.append("running for" if key == "uptime_s" else name)
+        elif key == "uptime_s" and isinstance(value, int | float):
+            told.append(("running for", span(value)))
+        elif isinstance(value, bool):
+            told.append((name, "yes" if value else "no"))
+        else:
+            told.append((name, form.format(value)))
+    return told, untold
+
+
+def span(seconds: float) -> str:
+    """Return a time as people say it: 40 s, 12 min, 5 h, 3 days."""
+    for size, unit in ((172_800, "days"), (7200, "h"), (120, "min")):
+        if seconds >= size:
+            return f"{seconds / {'days': 86_400, 'h': 3600, 'min': 60}[unit]:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def ago(at: float, now: float) -> str:
     """Return how long ago `at` was."""
     seconds = now - at
