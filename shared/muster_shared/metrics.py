@@ -41,6 +41,8 @@ CLASSES_MAX: Final = 256
 LATENCY_GRID: Final = 4
 """Buckets for each doubling of the fleet's latency histogram: floor(4 log2 us). The device's own has 16."""
 REGION_LABEL: Final = "region"
+LAB_BEHIND_S: Final = 30 * DAY_S
+"""How far behind the wall a lab's fast clock begins; at 360 times the speed it catches up after two hours."""
 
 
 class Kind(StrEnum):
@@ -195,6 +197,15 @@ class MixerKey(msgspec.Struct, frozen=True, kw_only=True):
 
     public_key: bytes
     """X25519, 32 raw bytes."""
+
+
+def metrics_time(wall: float, speed: float = 1.0, since: float = 0.0) -> float:
+    """Return the time of the metrics, Unix seconds. In the field it is that on the wall.
+
+    In a lab it passes `speed` times as fast, beginning LAB_BEHIND_S before `since` (a moment on the wall that all parts
+    of the lab are told), so that it stays in the past for as long as a demonstration takes.
+    """
+    return wall if speed == 1.0 else since - LAB_BEHIND_S + (wall - since) * speed
 
 
 def latency_place(latency_us: float) -> int:

@@ -54,6 +54,8 @@ def _fleet(config: LoadConfig) -> LoadedFleet:
         twin_every_s=config.twin_every_s,
         seed=config.seed,
         identities=config.identities,
+        clock_speed=config.metrics_clock_speed,
+        clock_since=config.metrics_clock_since,
     )
 
 

@@ -36,6 +36,9 @@ class LoadConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     twin_every_s: float = 10.0
     identities: Path | None = None
     """A folder for each device, as `muster-agent enrol` leaves it; None: the broker asks for no certificate."""
+    metrics_clock_speed: float = 1.0
+    """As `metrics.clock_speed` of the agents; so the next."""
+    metrics_clock_since: float = 0.0
     status_file: Path | None = None
     """Written anew every second, as one JSON line."""
 

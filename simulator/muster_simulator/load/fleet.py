@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -40,8 +41,10 @@ from muster_shared.link import (
     Will,
 )
 from muster_shared.messages import Hardware, Presence, encode
+from muster_shared.metrics import metrics_time
 from muster_shared.topics import Channel, DeviceTopic, build, device_filters, parse
 from muster_simulator.load.lab import Tally, TruthLab
+from muster_simulator.load.measuring import Measuring
 from muster_simulator.load.memory import MemoryStore, NoSensors, Pool
 from muster_simulator.load.trust import DeviceTrust, SharedTrust
 from muster_simulator.load.truth import Truths
@@ -69,6 +72,7 @@ class LoadedDevice:
     wire: MqttWire
     lab: TruthLab
     store: MemoryStore
+    measuring: Measuring
 
 
 @dataclass(frozen=True)
@@ -107,9 +111,12 @@ class LoadedFleet:
         twin_every_s: float,
         seed: int,
         identities: Path | None = None,
+        clock_speed: float = 1.0,
+        clock_since: float = 0.0,
     ) -> None:
         """
         Args:
+            clock_speed, clock_since: of the anonymous metrics, as in the agents' configuration.
             identities: holds an identity folder for each device; None: they call without a certificate.
         """
         self.chunks_dropped = 0
@@ -120,6 +127,8 @@ class LoadedFleet:
         self._requests_per_s = requests_per_s
         self._twin_every_s = twin_every_s
         self._truths = truths
+        self._clock_speed = clock_speed
+        self._clock_since = clock_since
         self._pool = Pool()
         self._trust = SharedTrust(trust_folder, bootstrap_root, time.time)
         self._inbox: queue.Queue[tuple[int, LinkItem] | Callable[[], None]] = queue.Queue(ITEMS_MAX)
@@ -179,7 +188,7 @@ class LoadedFleet:
             rng=random.Random(chance.getrandbits(64)),
         )
         link.subscribe(device_filters(self._fleet, device))
-        store = MemoryStore(self._pool)
+        store, trust = MemoryStore(self._pool), DeviceTrust(self._trust)
         wire = MqttWire(link, self._fleet)
         lab = TruthLab(
             store,
@@ -201,7 +210,7 @@ class LoadedFleet:
             ),
             journal=MemoryJournal(),
             store=store,
-            trust=DeviceTrust(self._trust),
+            trust=trust,
             wire=wire,
             lab=lab,
             host=NoSensors(),
@@ -209,7 +218,17 @@ class LoadedFleet:
             random=random.Random(),  # Event ids must differ from those of an earlier run with this seed.
         )
         lab.self_test_done, lab.serve_failed = conductor.self_test_done, conductor.serve_failed
-        return LoadedDevice(device, conductor, link, wire, lab, store)
+        measuring = Measuring(
+            self._fleet,
+            hardware.device_class,
+            link,
+            lab,
+            trust.mixers,
+            lambda: metrics_time(time.time(), self._clock_speed, self._clock_since),
+            self._clock_speed,
+            random.Random(),
+        )
+        return LoadedDevice(device, conductor, link, wire, lab, store, measuring)
 
     # -- from the links' threads -------------------------------------------------------------------------------------
 
@@ -223,7 +242,7 @@ class LoadedFleet:
             case Received() | Connected() | Disconnected():
                 self._inbox.put_nowait((number, item))
             case _:
-                pass
+                self.devices[number].measuring.heard(item)
 
     def _shared(self, chunk: Received) -> Received:
         """Return `chunk` with the copy of its bytes that other devices were sent on the same topic, if it is equal."""
@@ -241,6 +260,7 @@ class LoadedFleet:
     def _run(self) -> None:
         for number, device in enumerate(self.devices):
             self._guarded(number, device.conductor.start)
+            self._later(number, 0.0, partial(self._measure, number))
         while not self._ending.is_set():
             try:
                 item = self._inbox.get(timeout=self._sleep_s())
@@ -277,6 +297,9 @@ class LoadedFleet:
     def _later(self, number: int, delay_s: float, call: Callable[[], None]) -> None:
         at = time.time() + delay_s
         heapq.heappush(self._timers, (at, next(self._numbers), lambda: self._guarded(number, call)))
+
+    def _measure(self, number: int) -> None:
+        self._later(number, self.devices[number].measuring.look(), partial(self._measure, number))
 
     def _do_what_is_due(self) -> None:
         now = time.time()

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muster_agent.metrics import port as metrics
-from muster_agent.ports import Store
+from muster_agent.ports import NOTHING, Did, Store
 from muster_shared.bundle import Manifest, Variant
 from muster_shared.ids import ModelName, Sha256
 from muster_shared.messages import Refusal, ReleaseRef, Tuning, WindowReport
@@ -49,6 +49,7 @@ class Serving:
     requests: int
     latency_ms_p95: float | None
     tuning: Tuning | None = None
+    did: Did = NOTHING
 
 
 @dataclass

@@ -98,6 +98,10 @@ class DeviceTrust:
     def view(self) -> TrustView | None:
         return self._view
 
+    def mixers(self) -> Mapping[str, bytes]:
+        """Return the mixers that the offline keys vouch for."""
+        return {} if self._view is None else self._view.keys.mixers
+
     def open_assignment(self, raw: bytes) -> Assignment:
         if self._view is None:
             raise MetadataUntrusted("no trust metadata was verified yet; wait for it, or check the bootstrap root")

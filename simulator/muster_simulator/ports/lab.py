@@ -13,7 +13,7 @@ from random import Random
 from typing import Protocol
 
 from muster_agent.core.trial import TrialReading
-from muster_agent.ports import Lab, Lately, Store, Trials
+from muster_agent.ports import NOTHING, Did, Lab, Lately, Store, Trials
 from muster_shared.assignment import Trial
 from muster_shared.bundle import Manifest, Variant
 from muster_shared.ids import DeviceId, ModelName, Sha256
@@ -52,6 +52,7 @@ class Serving:
     requests: int
     latency_ms_p95: float | None
     tuning: Tuning | None = None
+    did: Did = NOTHING
 
 
 class Answers(Protocol):

@@ -1,6 +1,7 @@
 """A release before it is published: all its bytes and claims, and how they become a bundle folder.
 
-    Draft ── prove each variant on the golden cases ──> ReleaseSpec ── write_release ──> bundle.json + files
+    Draft ── prove each variant on the golden cases, make the reference ──> ReleaseSpec ── write_release ──> bundle.json
+                                                                                                              + files
 
 What does not hold on this machine is not shipped. Signing and publishing are the controller's.
 """
@@ -15,10 +16,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from muster_agent.metrics import reference_build
 from muster_shared.bundle import (
     Golden,
     Lineage,
     Manifest,
+    Metrics,
     Precision,
     Runtime,
     Slo,
@@ -31,12 +34,14 @@ from muster_shared.bundle import (
 )
 from muster_shared.errors import BundleError
 from muster_shared.ids import ModelName, Sha256
+from muster_shared.metrics import Kind
 from muster_shared.pipeline import Pipeline
 from muster_simulator.workloads import inference, raw
 from muster_simulator.workloads.card import CardText, Proof, render
 from muster_simulator.workloads.labelled import Array, LabelledInputs
 
 GOLDEN_FILE = "golden.npz"
+REFERENCE_FILE = "reference.npz"
 GOLDEN_CASES = 16
 GOLDEN_MARGIN = 0.1  # Between the two largest outputs: a near tie tests how a processor rounds, not the release.
 AGREEMENT_MIN = 1.0
@@ -89,6 +94,7 @@ class ReleaseSpec:
     golden: Golden
     slo: Slo
     pipeline: Pipeline
+    metrics: Metrics
     labels: tuple[str, ...]
     lineage: Lineage
     licence: str
@@ -117,6 +123,7 @@ class ReleaseSpec:
             golden=self.golden,
             slo=self.slo,
             pipeline=self.pipeline,
+            metrics=self.metrics,
             labels=self.labels,
             lineage=self.lineage,
             licence=self.licence,
@@ -183,6 +190,8 @@ def finish(draft: Draft, labelled: LabelledInputs) -> ReleaseSpec:
     measured = math.floor(min(proof.accuracy for proof in proofs) * 100) / 100
     claim = measured if draft.claim is None else draft.claim
     shipped = {path for each in variants for path in each.files}
+    # The labelled inputs were not trained on, and nothing is known of where they are from: one scene.
+    observed = reference_build.Observed({draft.input.name: tests}, inference.run(definer, tests))
     golden_file = _npz({f"input.{draft.input.name}": golden_inputs, f"output.{draft.output.name}": golden_outputs})
     return ReleaseSpec(
         model=draft.model,
@@ -194,6 +203,7 @@ def finish(draft: Draft, labelled: LabelledInputs) -> ReleaseSpec:
             *((path, model) for path, model in draft.models.items() if path in shipped),
             (GOLDEN_FILE, golden_file),
             (raw.RAW_FILE, raw_cases),
+            (REFERENCE_FILE, reference_build.build(observed)),
         ),
         variants=variants,
         golden=Golden(
@@ -203,6 +213,7 @@ def finish(draft: Draft, labelled: LabelledInputs) -> ReleaseSpec:
         ),
         slo=Slo(latency_ms_p95=draft.latency_ms_p95, accuracy=claim),
         pipeline=msgspec.structs.replace(draft.pipeline, golden_raw=raw.RAW_FILE),
+        metrics=Metrics(allow=tuple(Kind), reference=REFERENCE_FILE),
         labels=draft.labels,
         lineage=draft.lineage,
         licence=draft.licence,
