@@ -703,6 +703,11 @@ class Conductor:
             latency_ms_p95=None if served is None else served.latency_ms_p95,
             last_error=model.last_error,
             tuning=None if served is None else served.tuning,
+            errors=0 if served is None else served.did.errors,
+            slow=0 if served is None else served.did.slow,
+            inferences=0 if served is None else served.did.inferences,
+            cpu_ms=None if served is None else served.did.cpu_ms,
+            drift=None if served is None else served.did.drift,
         )
 
     def _progress(self, release: ReleaseRef) -> float | None:

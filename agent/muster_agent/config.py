@@ -22,6 +22,9 @@ from muster_agent.consent.local_time import zone_of
 from muster_agent.errors import ConfigInvalid, IdentityDamaged, KeyUnusable
 from muster_agent.identity.folder import IdentityFolder
 from muster_agent.identity.key_uri import FILE, parse_key
+from muster_agent.metrics.config import MetricsConfig
+from muster_agent.metrics.config import problem as metrics_problem
+from muster_agent.metrics.windows import Place
 from muster_agent.serving.config import ServingConfig
 from muster_agent.serving.config import problem as serving_problem
 from muster_shared import ids
@@ -29,6 +32,7 @@ from muster_shared.bundle import Runtime
 from muster_shared.errors import WireError
 from muster_shared.ids import DeviceId, FleetId
 from muster_shared.link import BrokerAddress, BrokerUrlInvalid, parse_broker_url
+from muster_shared.metrics import REGION_LABEL
 
 ENVIRONMENT = {
     "MUSTER_AGENT_FLEET": ("fleet",),
@@ -130,11 +134,21 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     identity: IdentityConfig = IdentityConfig()
     hardware: HardwareConfig = HardwareConfig()
     consent: ConsentConfig = ConsentConfig()
+    metrics: MetricsConfig = MetricsConfig()
 
     @property
     def broker(self) -> BrokerAddress:
         """Only for a checked configuration."""
         return parse_broker_url(self.broker_url)
+
+    @property
+    def metrics_place(self) -> Place:
+        """What its windows say of the device: its class, and the region that the fleet granted, if it is a name."""
+        region = self.labels.get(REGION_LABEL, "")
+        try:
+            return Place(self.device_class, ids.name(region, "region"))
+        except WireError:
+            return Place(self.device_class)
 
     @property
     def identity_folder(self) -> IdentityFolder:
@@ -266,6 +280,7 @@ def _problem(config: AgentConfig) -> str | None:
         or _listen_problem("grpc", config.grpc, tokens)
         or serving_problem(config.serving)
         or consent_problem(config.consent)
+        or metrics_problem(config.metrics)
     )
 
 

@@ -17,7 +17,7 @@ import random
 import secrets
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ import numpy as np
 import structlog
 import uvloop
 
-from muster_agent import __version__
+from muster_agent import __version__, measuring
 from muster_agent.conductor import Conductor, Identity
 from muster_agent.config import AgentConfig
 from muster_agent.consent.asking import DeviceConsent
@@ -56,7 +56,10 @@ from muster_agent.io.views import Views
 from muster_agent.io.wire import MqttWire
 from muster_agent.lab import EngineLab
 from muster_agent.logs import configure_logs
-from muster_agent.serving.admission import Admission
+from muster_agent.metrics.hourly import Hourly
+from muster_agent.metrics.meters import LOOK_S as METERS_LOOK_S
+from muster_agent.metrics.meters import AllMeters
+from muster_agent.serving.admission import Admission, bearer
 from muster_agent.serving.app import App
 from muster_agent.serving.config import in_window
 from muster_agent.serving.recent import LOOK_S as RECENT_LOOK_S
@@ -69,7 +72,7 @@ from muster_agent.serving.tracing import OtlpTracing
 from muster_agent.status import StatusApp
 from muster_agent.trials import EngineTrials
 from muster_shared.ids import ModelName
-from muster_shared.link import Link, LinkConfig, Will
+from muster_shared.link import Link, LinkConfig, LinkItem, Will
 from muster_shared.messages import Hardware, Presence, encode
 from muster_shared.topics import Channel, DeviceTopic, build, device_filters
 
@@ -115,6 +118,15 @@ async def _serve(config: AgentConfig, manager: ServiceManager) -> None:
     disk = OsDisk(config.data_dir)
     store = ContentStore(disk)
     journal = SqliteJournal(config.data_dir / "journal.sqlite", outbox_events_max=config.outbox_events_max)
+    measured, ring = measuring.metrics_journal(config), measuring.outliers(config)
+    meters = AllMeters(
+        table,
+        counting=config.metrics.enabled,
+        tell_drift=config.metrics.tell_drift,
+        unloaded=lambda: lab.unloaded(),
+        recall=measured.recall,
+        keeper=ring,
+    )
     lab = EngineLab(
         store,
         Views(disk),
@@ -125,6 +137,7 @@ async def _serve(config: AgentConfig, manager: ServiceManager) -> None:
         tunings=TuningStore(disk),
         memory_mb=config.serving.memory_budget_mb or None,
         pinned=frozenset(ModelName(name) for name, model in config.serving.models.items() if model.pinned),
+        metered=meters,
     )
     recent = Recent(table)
     local = local_time(config.timezone, time.time)
@@ -159,6 +172,8 @@ async def _serve(config: AgentConfig, manager: ServiceManager) -> None:
         lambda: link.is_connected,
         __version__,
         lambda: None if renewing is None else renewing.status(),
+        windows=(lambda: measuring.windows(config, sender, link, table)) if config.metrics.enabled else None,
+        may_see=lambda request: admission.caller(bearer(request.headers.get(b"authorization")), request.peer),
     )
     fronts = await open_fronts(
         config,
@@ -171,15 +186,26 @@ async def _serve(config: AgentConfig, manager: ServiceManager) -> None:
     )
 
     boot = secrets.token_hex(8)
-    link = _link(config, boot, thread)
+
+    def heard(item: LinkItem) -> None:
+        sender.heard(item)
+        thread.heard(item)
+
+    link = _link(config, boot, heard)
     renewing = None if enrolled is None else _renewing(config, enrolled, link)
     wire = MqttWire(link, config.fleet)
     checks = CheckProcess()
+    trust = TrustClient(config.data_dir / "trust", root, lambda: datetime.now(UTC), checks)
+    granted_at = None if enrolled is None else enrolled.granted_at
+    sender = measuring.sending(config, measured, link, trust.view, granted_at)
+    if config.metrics.enabled:
+        sender.open()
+    hourly = Hourly(sender, meters, measured, speed=config.metrics.clock_speed)
     conductor = Conductor(
         _identity(config, hardware, boot, fronts.http.port, local),
         journal=journal,
         store=store,
-        trust=TrustClient(config.data_dir / "trust", root, lambda: datetime.now(UTC), checks),
+        trust=trust,
         wire=wire,
         lab=lab,
         host=PsutilHost(config.data_dir),
@@ -206,6 +232,8 @@ async def _serve(config: AgentConfig, manager: ServiceManager) -> None:
     watchdog = loop.create_task(_watch(manager, thread))
     off_peak = loop.create_task(_watch_window(config.serving.later_window, table))
     looking = loop.create_task(_watch_recent(recent))
+    metering = loop.create_task(_watch_meters(meters))
+    leaving = loop.create_task(hourly.run()) if config.metrics.enabled else None
     certificates = None if renewing is None else loop.create_task(renewing.run())
     connecting = loop.create_task(_connect(link, thread, conductor, table, lab))
 
@@ -216,6 +244,9 @@ async def _serve(config: AgentConfig, manager: ServiceManager) -> None:
     watchdog.cancel()
     off_peak.cancel()
     looking.cancel()
+    metering.cancel()
+    if leaving is not None:
+        leaving.cancel()
     if certificates is not None:
         certificates.cancel()
     connecting.cancel()
@@ -226,6 +257,10 @@ async def _serve(config: AgentConfig, manager: ServiceManager) -> None:
     )
     await asyncio.to_thread(link.stop, STOP_TIMEOUT_S)
     await fronts.stop(STOP_TIMEOUT_S)
+    if leaving is not None:
+        await hourly.rest()
+    if ring is not None:
+        await asyncio.to_thread(ring.close)
     regions.close()
     if spill is not None:
         spill.close()
@@ -239,7 +274,7 @@ async def _serve(config: AgentConfig, manager: ServiceManager) -> None:
     log.info("agent_stopped")
 
 
-def _link(config: AgentConfig, boot: str, thread: ConductorThread) -> Link:
+def _link(config: AgentConfig, boot: str, heard: Callable[[LinkItem], None]) -> Link:
     gone = Presence(device=config.device, boot=boot, online=False, sent_at=time.time())
     topic = build(config.fleet, _presence_topic(config))
     link = Link(
@@ -253,7 +288,7 @@ def _link(config: AgentConfig, boot: str, thread: ConductorThread) -> Link:
             cert_path=config.tls.cert,
             key_path=config.tls.key,
         ),
-        thread.heard,
+        heard,
         rng=random.SystemRandom(),
     )
     link.subscribe(device_filters(config.fleet, config.device))
@@ -363,6 +398,13 @@ async def _watch_recent(recent: Recent) -> None:
     while True:
         recent.look()
         await asyncio.sleep(RECENT_LOOK_S)
+
+
+async def _watch_meters(meters: AllMeters) -> None:
+    """Have what was counted folded, so that drift is seen at once."""
+    while True:
+        meters.look(time.process_time(), time.monotonic())
+        await asyncio.sleep(METERS_LOOK_S)
 
 
 def _bootstrap_root(config: AgentConfig) -> bytes:

@@ -31,7 +31,7 @@ from muster_agent.io.host import usable_cpus
 from muster_agent.io.tuning_store import TuningStore
 from muster_agent.io.views import Views
 from muster_agent.loading import Prepared, Refused, ReleaseLoader
-from muster_agent.ports import Store
+from muster_agent.ports import NOTHING, Did, Store
 from muster_agent.serving.stats import Snapshot, WindowStats
 from muster_agent.serving.table import ModelUnknown, ServingTable
 from muster_shared.bundle import Manifest, Variant
@@ -63,6 +63,19 @@ class Serving:
     requests: int
     latency_ms_p95: float | None
     tuning: Tuning | None = None
+    did: Did = NOTHING
+
+
+class Metered(Protocol):
+    """What else is known of a release that serves. From any thread."""
+
+    def cpu_ms(self, bundle: Sha256) -> float | None:
+        """Return the processor time that it took; None: unknown."""
+        ...
+
+    def drift(self, bundle: Sha256) -> str | None:
+        """Return `DRIFT` of it; None: the device does not say."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -100,6 +113,7 @@ class EngineLab:
         tuning_s: float = BUDGET_S,
         memory_mb: int | None = None,
         pinned: frozenset[ModelName] = frozenset(),
+        metered: Metered | None = None,
     ) -> None:
         """
         Args:
@@ -111,11 +125,13 @@ class EngineLab:
             memory_mb: Budget for all models together, beyond which the least recently used are unloaded; None: no
                 limit.
             pinned: Models that are not unloaded for that.
+            metered: What the twin tells of a release is asked there; None: processor time is unknown.
         """
         self._views = views
         self._table = table
         self._post = post
         self._tunings = tunings
+        self._metered = metered
         self._loader = ReleaseLoader(
             store,
             views,
@@ -207,7 +223,15 @@ class EngineLab:
             return None
         achieved, seen = served.session.achieved, served.stats.snapshot()
         how = f"{achieved.engine} {achieved.version} {achieved.device} {achieved.precision} x{achieved.threads}"
-        return Serving(how, seen.requests, seen.p95_ms, self._tuned.get(served.manifest_sha256))
+        bundle = served.manifest_sha256
+        did = Did(
+            errors=seen.errors,
+            slow=seen.slow,
+            inferences=seen.rows,
+            cpu_ms=None if self._metered is None else self._metered.cpu_ms(bundle),
+            drift=None if self._metered is None else self._metered.drift(bundle),
+        )
+        return Serving(how, seen.requests, seen.p95_ms, self._tuned.get(bundle), did)
 
     # -- trials ------------------------------------------------------------------------------------------------------
 

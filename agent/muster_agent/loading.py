@@ -23,6 +23,7 @@ from muster_agent.errors import StoreError
 from muster_agent.io.glibc import release_memory
 from muster_agent.io.tuning_store import HardwareClass, Remembered, TuningStore, hardware_class
 from muster_agent.io.views import Views
+from muster_agent.metrics.reference import REFERENCE_BYTES_MAX, Reference, ReferenceUnreadable
 from muster_agent.ports import Store
 from muster_agent.serving.table import Served
 from muster_shared.bundle import Manifest, Variant
@@ -103,6 +104,7 @@ class ReleaseLoader:
             if prepared is None:
                 prepared = self._tune(release, manifest, whole, folder)
             prepared = self._with_predictor(release, prepared, folder, prove=prove)
+            prepared = replace(prepared, served=replace(prepared.served, reference=_reference(manifest, folder)))
         except Refused:
             raise
         except NothingPasses as error:
@@ -280,3 +282,18 @@ class ReleaseLoader:
 
     def _resident(self) -> int:
         return int(self._process.memory_info().rss)
+
+
+def _reference(manifest: Manifest, folder: Path) -> Reference | None:
+    """Return what the release was like when it was made. It serves without, too."""
+    path = manifest.metrics.reference
+    if path is None:
+        return None
+    try:
+        length = manifest.file(path).length
+        if length > REFERENCE_BYTES_MAX:
+            raise ReferenceUnreadable(f"it has {length} bytes; the limit is {REFERENCE_BYTES_MAX}")
+        return Reference.parse((folder / path).read_bytes())
+    except (ReferenceUnreadable, OSError) as error:
+        log.warning("reference_unreadable", model=manifest.model, version=manifest.version, reason=str(error))
+        return None

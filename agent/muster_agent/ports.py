@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from muster_agent.core.state import DeviceState, Stage
@@ -97,6 +98,20 @@ class Wire(Protocol):
     def unlisten(self, sha256: Sha256) -> None: ...
 
 
+@dataclass(frozen=True)
+class Did:
+    """What a release did since the agent started, beside its requests; as `TwinModel` has it."""
+
+    errors: int = 0
+    slow: int = 0
+    inferences: int = 0
+    cpu_ms: float | None = None
+    drift: str | None = None
+
+
+NOTHING = Did()
+
+
 class ServedModel(Protocol):
     """What the twin tells of a serving model."""
 
@@ -110,6 +125,9 @@ class ServedModel(Protocol):
     def tuning(self) -> Tuning | None:
         """How it is served, and what was measured to choose so; None where nothing is."""
         ...
+
+    @property
+    def did(self) -> Did: ...
 
 
 class Lab(Protocol):

@@ -1,5 +1,6 @@
 """`/v1/status`: what the device reports of itself (its twin) and who it is, beside what serves; and of that, on
-`/metrics`, the certificate. Everything else is `serving.app`'s.
+`/metrics`, the certificate. `/v1/metrics`: the anonymous windows that would leave next, for whoever may ask models
+here. Everything else is `serving.app`'s.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from dataclasses import replace
 import msgspec
 
 from muster_agent.identity.renewing import IdentityStatus
+from muster_agent.metrics.showing import Showing
 from muster_agent.serving.answers import problem
 from muster_agent.serving.app import App
 from muster_agent.serving.extensions import ModelStatus
@@ -22,6 +24,7 @@ from muster_shared.messages import Twin
 ANSWER_TIMEOUT_S = 5.0
 PATH = "/v1/status"
 METRICS = "/metrics"
+WINDOWS = "/v1/metrics"
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,16 +52,27 @@ class StatusApp:
         online: Callable[[], bool],
         version: str,
         identity: Callable[[], IdentityStatus | None] = lambda: None,
+        windows: Callable[[], Showing] | None = None,
+        may_see: Callable[[Request], object] = lambda request: None,
     ) -> None:
+        """
+        Args:
+            windows: Returns what would be sent next. It may wait for the disk; any thread.
+            may_see: Raises MusterError if the caller may not see that: it tells what models saw.
+        """
         self._app = app
         self._identity = identity
         self._twin = twin
         self._online = online
         self._version = version
+        self._windows = windows
+        self._may_see = may_see
 
     def __call__(self, request: Request) -> Response | bytes | None:
         if request.path == METRICS:
             return self._metrics(request)
+        if request.path == WINDOWS and request.method == b"GET" and self._windows is not None:
+            return self._show(request, self._windows)
         if request.path != PATH or request.method != b"GET":
             return self._app(request)
         try:
@@ -66,6 +80,19 @@ class StatusApp:
         except MusterError as error:
             return problem(error)
         request.answer_from(asyncio.ensure_future(self._status()))
+        return None
+
+    def _show(self, request: Request, windows: Callable[[], Showing]) -> Response | None:
+        try:
+            self._app.check_caller(request)
+            self._may_see(request)
+        except MusterError as error:
+            return problem(error)
+
+        async def answer() -> Response:
+            return Response(200, [msgspec.json.encode(await asyncio.to_thread(windows))])
+
+        request.answer_from(asyncio.ensure_future(answer()))
         return None
 
     async def _status(self) -> Response:

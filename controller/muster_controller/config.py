@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from muster_controller.alerts.smtp import SmtpConfig
 from muster_controller.broker.embedded import BrokerKind
 from muster_controller.operators.oidc_config import OidcConfig
 from muster_shared.ids import FleetId
@@ -49,7 +50,9 @@ class ServerConfig:
         device_names: host names and addresses under which devices reach it, beside `device_host`; they stand in the
             certificates of the server, and the first in what devices are told.
         adopt_keys: the CA and the keys of `data` take the place of those that the shared `database` knows of.
+        smtp: where mail is handed in; None: receivers are webhooks alone.
         seed: of the random order of devices in rollouts; None takes entropy.
+        otlp_url: of an OpenTelemetry collector that is sent the metrics of `GET /metrics` each minute; None: nobody.
         log_json: one JSON object a line instead of text for a terminal.
     """
 
@@ -69,6 +72,8 @@ class ServerConfig:
     device_host: str = HOST
     device_names: tuple[str, ...] = ()
     adopt_keys: bool = False
+    smtp: SmtpConfig | None = None
     seed: int | None = None
+    otlp_url: str | None = None
     log_json: bool = False
     verbose: bool = False

@@ -8,6 +8,8 @@ MusterError
 ├── FleetUnavailable      the fleet cannot take an order now
 ├── AuditBroken           the audit log does not hold
 ├── ServerUnavailable     the data folder or the port is in use
+├── ReceiverInvalid       (in `alerts.errors`) an address or setting that cannot be used
+├── TellingFailed         (in `alerts.errors`) a receiver did not take a notice
 ├── LedgerError           (in `db.errors`) the database
 ├── BrokerUnavailable     (in `broker.embedded`) no broker can be started
 └── RegistryError         (in `registry.errors`) keys, signatures, bundles, blobs

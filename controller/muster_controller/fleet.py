@@ -95,13 +95,16 @@ class Fleet:
         random: Random,
         session: str,
         labels: Callable[[DeviceId], Mapping[str, str]] = lambda device: {},
+        heard: Callable[[Device, Twin], None] = lambda before, twin: None,
     ) -> None:
         """
         Args:
             labels: what operators gave to a device, which it cannot take off: they go before those that it reports.
+            heard: is told of each new twin, with what was known before; the same again where a batch is taken again.
         """
         self.id = fleet
         self._labels = labels
+        self._heard = heard
         self.courier = Courier(registry, wire, clock)
         self._counters = Counters()
         self._mender = Mender()
@@ -439,9 +442,9 @@ class Fleet:
             # Only slow to answer after all: whoever was missed, by this controller or another, and speaks, is there.
             boot = twin.boot if device.boot == MISSED else device.boot
             online = device.online or device.boot == MISSED
-            self._save(
-                device, replace(device, online=online, boot=boot, twin=self._labelled(twin), seen_at=self._clock())
-            )
+            labelled = self._labelled(twin)
+            self._save(device, replace(device, online=online, boot=boot, twin=labelled, seen_at=self._clock()))
+            self._heard(device, labelled)
         self._engine.publish()
 
     def relabel(self, devices: Iterable[DeviceId]) -> None:

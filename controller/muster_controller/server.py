@@ -8,7 +8,6 @@ written to `<data>/server.json`, so that the command line finds it.
 
 import fcntl
 import gc
-import logging
 import os
 import random
 import secrets
@@ -19,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +29,8 @@ import structlog
 import uvicorn
 
 from muster_controller import __version__
+from muster_controller.alerts.opening import Around, open_alerts
+from muster_controller.api import prometheus
 from muster_controller.api.app import create_app
 from muster_controller.api.authentication import Edge
 from muster_controller.api.guard import LOOPBACK
@@ -43,11 +44,16 @@ from muster_controller.broker.nats import STORE as NATS_STORE
 from muster_controller.config import BROKER_PORT, BROKER_TLS_PORT, HOST, ServerConfig, TlsFiles
 from muster_controller.db.audit import AuditReader
 from muster_controller.db.engine import find_database
+from muster_controller.db.errors import LedgerError
 from muster_controller.db.ledger import SqlLedger
+from muster_controller.db.metrics_store import MetricsStore
 from muster_controller.db.operator_store import OperatorStore
+from muster_controller.db.receiver_store import ReceiverStore
 from muster_controller.db.side import SideDatabase
 from muster_controller.db.snapshot import Touched
 from muster_controller.errors import ServerUnavailable
+from muster_controller.export.otlp import Pusher
+from muster_controller.export.reading import MetricsReading
 from muster_controller.fleet import Fleet
 from muster_controller.gateway.door import Door
 from muster_controller.gateway.fleet_thread import Chore, FleetThread
@@ -55,6 +61,9 @@ from muster_controller.gateway.standing import Standing
 from muster_controller.gateway.wire import LinkWire
 from muster_controller.identity.ca import Paths
 from muster_controller.identity.desk import IdentityDesk, broker_url_for_devices
+from muster_controller.logs import configure_logs
+from muster_controller.metrics.ingest import MixedIngest
+from muster_controller.metrics.operations import Operations
 from muster_controller.operators.local import FILE as LOCAL_TOKEN_FILE
 from muster_controller.operators.local import write_local
 from muster_controller.operators.oidc import Oidc
@@ -65,7 +74,10 @@ from muster_controller.registry.blobs import BlobStore
 from muster_controller.registry.keys import encode_online_keys
 from muster_controller.registry.tuf_repository import TufRepository, create_online_keys
 from muster_controller.releases import Releases
-from muster_controller.web import accounts
+from muster_controller.review.desk import LOOK_S as REVIEW_LOOK_S
+from muster_controller.review.desk import ReviewDesk
+from muster_controller.review.sources import Sources
+from muster_controller.web import accounts, metric_pages
 from muster_controller.web.pages import add_pages
 from muster_controller.whereabouts import Running, publish_running
 from muster_shared import ids, topics
@@ -83,6 +95,8 @@ HTTP_READY_S = 20.0
 REFRESH_TRUST_S = 60.0
 RELABEL_S = 1.0
 PRUNE_S = 86_400.0
+SERIES_S = 20.0  # Between looks whether five minutes have ended.
+METRICS_PRUNE_S = 60.0  # A day of each period at a time, so that no write is long.
 HISTORY_S = 90 * 86_400.0  # Events and notes are kept this long.
 SESSION_S = 3600  # The broker keeps for an hour what devices say while the controller is away.
 QUEUED_OUT_MAX = 50_000  # An assignment each for a fleet of this size, said at once after a connect.
@@ -193,6 +207,12 @@ class Controller:
         certificate = self._page_certificate(identity)
 
         wire = LinkWire(fleet_id)
+        metrics = MetricsStore(side)
+        ingest = MixedIngest(metrics, wire, time.time)
+        operations = Operations(metrics, time.time)
+        reading = MetricsReading(side)
+        sources = Sources(fleet_id, reading, ledger.committed, releases, identity)
+        reviews = ReviewDesk(side, ReceiverStore(side, time.time), sources.facts, time.time)
         fleet = Fleet(
             fleet_id,
             ledger=ledger,
@@ -202,6 +222,7 @@ class Controller:
             random=random.Random(config.seed),
             session=session,
             labels=(lambda device: {}) if config.open_lab else identity.labels,
+            heard=operations.twin,
         )
 
         def relabel() -> None:
@@ -209,6 +230,9 @@ class Controller:
             if changed:
                 fleet.relabel(changed)
                 identity.labels.took(changed)
+
+        def prune_metrics() -> None:
+            metrics.prune(time.time())
 
         def refresh_trust() -> None:
             if releases.refresh(datetime.now(UTC)):
@@ -240,11 +264,36 @@ class Controller:
                 Chore("sweep_credentials", PRUNE_S, operators.sweep),
                 *(() if certificate is None else (Chore("page_certificate", LOOK_S, certificate.turn),)),
                 Chore("prune", PRUNE_S, lambda: ledger.prune(time.time() - HISTORY_S)),
+                Chore("series", SERIES_S, operations.flush),
+                Chore("review", REVIEW_LOOK_S, reviews.turn),
+                Chore("metrics_prune", METRICS_PRUNE_S, prune_metrics),
             ),
             on_moved=fleet.moved,
+            on_mixed=ingest.received,
         )
+        stack.callback(_quietly, operations.close)
+        stack.callback(reviews.stop)
         thread.start()
         stack.callback(thread.stop)
+
+        alerts, engine = open_alerts(
+            Around(
+                fleet=fleet_id,
+                side=side,
+                metrics=metrics,
+                committed=ledger.committed,
+                identity=identity,
+                releases=releases,
+                page=self._page_file(),
+                smtp=config.smtp,
+                is_connected=lambda: door.is_connected,
+                leads=lambda: thread.standing.leads,
+                changed=lambda found: hub.changed(*(Change("alert", each.id) for each in found)),
+                clock=time.time,
+            )
+        )
+        engine.start()
+        stack.callback(engine.stop)
 
         services = Services(
             fleet_id=fleet_id,
@@ -258,6 +307,10 @@ class Controller:
             releases=releases,
             audit=audit,
             identity=identity,
+            alerts=alerts,
+            metrics=metrics,
+            metrics_reading=reading,
+            reviews=reviews,
             fleet=thread,
             hub=hub,
             broker_connected=lambda: door.is_connected,
@@ -307,9 +360,24 @@ class Controller:
 
         return PageCertificate(TlsFiles(file, file), time.time, renew)
 
+    def _page_file(self) -> Path | None:
+        """Return the file with the certificate of page and API; None: they speak plain HTTP."""
+        tls = self._config.tls
+        if tls is None:
+            return None
+        return tls.certificate if isinstance(tls, TlsFiles) else self._config.data / PAGE_CERTIFICATE_FILE
+
+    def _push_metrics(self, url: str, services: Services, exposition: prometheus.Exposition) -> None:
+        resource = {"service.name": "muster-controller", "service.instance.id": services.fleet_id}
+        pusher = Pusher(url, lambda: exposition.families(services), resource, __version__, time.time)
+        pusher.start()
+        self._stack.callback(pusher.stop)
+
     def _serve_http(self, services: Services, listener: socket.socket, certificate: PageCertificate | None) -> None:
         app = create_app(services)
-        add_pages(app, services, accounts.outside, accounts.router)
+        if self._config.otlp_url is not None:
+            self._push_metrics(self._config.otlp_url, services, prometheus.exposition_of(app))
+        add_pages(app, services, accounts.outside, accounts.router, metric_pages.router)
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
@@ -358,32 +426,6 @@ def serve(config: ServerConfig) -> None:
     log.info("controller_stopped")
 
 
-def configure_logs(*, as_json: bool, verbose: bool) -> None:
-    """Send everything to stderr: ours through structlog, that of libraries from warnings on."""
-    level = logging.DEBUG if verbose else logging.INFO
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    # Tracebacks without local variables: a driver's hold the password of the database.
-    as_dict = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
-        if as_json
-        else structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.RichTracebackFormatter(show_locals=False)
-        )
-    )
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *((as_dict,) if as_json else ()),
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-
-
 def _link_config(broker_url: str, client_id: str, paths: Paths) -> LinkConfig:
     broker = parse_broker_url(broker_url)
     with_certificate = broker.tls and broker.username is None  # Whoever gives a password has a broker of another kind.
@@ -399,6 +441,12 @@ def _link_config(broker_url: str, client_id: str, paths: Paths) -> LinkConfig:
         reconnect_min_s=0.2,
         reconnect_max_s=10.0,
     )
+
+
+def _quietly(close: Callable[[], None]) -> None:
+    """Write down at the end what the database takes."""
+    with suppress(LedgerError):
+        close()
 
 
 def _told(touched: Touched) -> list[Change]:

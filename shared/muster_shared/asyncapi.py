@@ -23,7 +23,19 @@ from muster_shared.messages import (
     Twin,
     Want,
 )
-from muster_shared.topics import Channel, ChunkTopic, ControllerTopic, DeviceTopic, Topic, TrustTopic, WantTopic
+from muster_shared.metrics import COHORTS, SEALED_BYTES_MAX, Mixed, MixedAck, MixerState, Sealed
+from muster_shared.topics import (
+    Channel,
+    ChunkTopic,
+    ControllerTopic,
+    DeviceTopic,
+    MetricsTopic,
+    MixedChannel,
+    MixedTopic,
+    Topic,
+    TrustTopic,
+    WantTopic,
+)
 
 
 @dataclass(frozen=True)
@@ -91,6 +103,43 @@ _CHANNELS = (
         False,
         f"Raw bytes of one chunk ({CHUNK_BYTES} unless the manifest says otherwise), for every device that waits.",
     ),
+    _Channel(
+        "metrics",
+        MetricsTopic(0),
+        Sealed,
+        "device",
+        1,
+        False,
+        f"An anonymous window, sealed (HPKE) to a mixer's key that the offline keys sign; cohorts 0 to {COHORTS - 1};"
+        f" at most {SEALED_BYTES_MAX} bytes. The controller has no right to this topic.",
+    ),
+    _Channel(
+        "mixed",
+        MixedTopic("{mixer}", MixedChannel.SUMS),
+        Mixed,
+        "mixer",
+        1,
+        False,
+        "Noised sums of one cell and period; repeated until acknowledged, idempotent by batch.",
+    ),
+    _Channel(
+        "mixed-ack",
+        MixedTopic("{mixer}", MixedChannel.ACK),
+        MixedAck,
+        "controller",
+        1,
+        False,
+        "Batches that are safe in the database.",
+    ),
+    _Channel(
+        "mixer-state",
+        MixedTopic("{mixer}", MixedChannel.STATE),
+        MixerState,
+        "mixer",
+        1,
+        True,
+        "A mixer's budget and counts, whole.",
+    ),
 )
 
 
@@ -102,6 +151,7 @@ def document() -> dict[str, object]:
     operations: dict[str, object] = {}
     for channel in _CHANNELS:
         address = topics.build(FleetId("{fleet}"), channel.topic).replace("/chunk/0", "/chunk/{index}")
+        address = address.replace("/metrics/0", "/metrics/{cohort}")
         names = [level.strip("{}") for level in address.split("/") if level.startswith("{")]
         payload: object = {"type": "string", "format": "binary"}
         if channel.message is not None:

@@ -159,8 +159,8 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     allow: tuple[Kind, ...] = ()
     """Nothing leaves that is not named here. Kinds without classes need none."""
     reference: str | None = None
-    """A file of the bundle, NumPy `.npz` (docs/metrics.md): what confidence, classes and inputs were like when the
-    release was made. Without it no drift is seen."""
+    """A file of the bundle, NumPy `.npz` (docs/metrics-reference.md): what confidence, classes and inputs were like
+    when the release was made. Without it no drift is seen."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):

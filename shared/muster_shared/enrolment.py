@@ -74,6 +74,8 @@ class CertificateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Hex, 32 characters: no two requests are the same."""
     asked_at: float
     """Unix seconds by the device's clock."""
+    role: Literal["device", "mixer"] = "device"
+    """A mixer has no token: an operator admits it by its identity key, and `device` is its name."""
     token_id: str = ""
     token_secret: str = ""
     """Empty for renewals. The request travels inside TLS to a server whose CA the token pins."""
@@ -111,6 +113,19 @@ class Granted(msgspec.Struct, frozen=True, kw_only=True, tag="granted"):
     renew_at: float
     expires_at: float
     server_time: float
+
+
+class Admitted(msgspec.Struct, frozen=True, kw_only=True):
+    """What a mixer is given when an operator admitted it: all that it needs to ask for certificates."""
+
+    v: Literal[1] = 1
+    mixer: str
+    fleet: FleetId
+    identity_fingerprint: Sha256
+    """Of the identity key that was admitted: whose this is."""
+    device_url: str
+    ca: str
+    """PEM: the roots to trust."""
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True, tag="waiting"):

@@ -119,8 +119,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     nonce: str
     """NONCE_BYTES of randomness in hex: what comes twice is counted once."""
     units: dict[Kind, bytes]
-    """Packed (`pack`). A kind that the release's allow-list lacks is not there. One that it has is, empty where nothing
-    was measured: whether anybody measured is as private as what, and the mixer publishes the kinds that it sees."""
+    """Packed (`pack`); a kind that the release's allow-list lacks, or that nothing was measured of, is not there."""
     v: Literal[1] = 1
 
 
@@ -147,7 +146,8 @@ class Mixed(Message, frozen=True, kw_only=True):
     late: bool = False
     """Beside the sums of this period that were published before: other devices, which came late."""
     sums: dict[Kind, tuple[int, ...]]
-    """In units, with noise: may be negative. `cell.dim(kind)` long."""
+    """In units, with noise: may be negative. `cell.dim(kind)` long. Every kind that the cell can have is there,
+    whatever the windows held, as noise alone if need be: whether anybody measured it is as private as what."""
     sigma: dict[Kind, float]
     """Of the discrete Gaussian noise on each number, in units."""
     mixed_at: float

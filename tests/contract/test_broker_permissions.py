@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.broker, pytest.mark.timeout(90)]
 V311, V5 = MQTTProtocolVersion.MQTTv311, MQTTProtocolVersion.MQTTv5
 BROKERS = [(BrokerKind.MOSQUITTO, V311), (BrokerKind.MOSQUITTO, V5), (BrokerKind.NATS, V311)]
 DEVICES = ("owner", "rogue", "bystander")
+MIXERS = ("m1", "m2")
 PREFIX = f"muster/v1/{FLEET}"
 OWNER = f"{PREFIX}/device/owner"
 ROGUE = f"{PREFIX}/device/rogue"
@@ -37,6 +38,9 @@ FORBIDDEN = [
     f"{PREFIX}/trust/root",
     f"{PREFIX}/release/{SHA256}/chunk/0",
     f"{PREFIX}/device/{CONTROLLER}/event",
+    f"{PREFIX}/mixed/m1",
+    f"{PREFIX}/mixed/m1/ack",
+    f"{PREFIX}/mixed/m1/state",
     "muster/v1/other/device/rogue/event",
     "$SYS/broker/uptime",
     "$MQTT/sub/anything",
@@ -49,6 +53,10 @@ REACHING = [
     f"{PREFIX}/device/+/twin",
     f"{PREFIX}/+/owner/ack",
     f"{PREFIX}/release/+/want",
+    f"{PREFIX}/metrics/3",
+    f"{PREFIX}/metrics/+",
+    f"{PREFIX}/mixed/+",
+    f"{PREFIX}/mixed/m1/ack",
     f"{PREFIX}/#",
     "+/#",
     "#",
@@ -61,11 +69,33 @@ REACHING = [
 ]
 
 
+RAW = [
+    f"{PREFIX}/metrics/3",
+    f"{PREFIX}/metrics/+",
+    f"{PREFIX}/metrics/#",
+    f"{PREFIX}/+/3",
+    f"{PREFIX}/+/+",
+    f"{PREFIX}/#",
+    "muster/v1/+/metrics/3",
+    "muster/+/+/metrics/+",
+    "+/+/+/+/+",
+    "+/#",
+    "#",
+    f"$share/mixers/{PREFIX}/metrics/3",
+    f"$share/mixers/{PREFIX}/metrics/+",
+    "$share/mixers/#",
+    "$MQTT/sub/+",
+]
+"""What the controller, or somebody who is not the mixer, may ask for to see windows."""
+MIXED = f"{PREFIX}/mixed"
+
+
 @pytest.fixture(scope="module", params=BROKERS, ids=lambda one: f"{one[0]}-{one[1].name}")
 def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     kind, version = request.param
     require(kind)
     guarded = Guarded.make(tmp_path_factory.mktemp(str(kind)), kind, version, DEVICES)
+    guarded.mixers.update(MIXERS)
     with guarded.start():
         yield guarded
 
@@ -82,6 +112,7 @@ def fresh(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     kind: BrokerKind = request.param
     require(kind)
     guarded = Guarded.make(tmp_path_factory.mktemp(str(kind)), kind, V311, DEVICES)
+    guarded.mixers.update(MIXERS)
     with guarded.start():
         yield guarded
         guarded.leave()
@@ -191,6 +222,146 @@ def test_the_controller_may_not_speak_for_devices(guarded: Guarded) -> None:
     guarded.fence(controller, owner, "owner")
 
     assert b"forged" not in controller.payloads
+
+
+# -- windows, and who mixes them --------------------------------------------------------------------------------------
+
+
+def test_a_window_reaches_the_mixer_and_its_sums_the_controller_and_the_answer_the_mixer(guarded: Guarded) -> None:
+    controller, owner, mixer = guarded.controller(), guarded.device("owner"), guarded.mixer("m1")
+
+    owner.publish(f"{PREFIX}/metrics/3", b"window")
+    mixer.wait(lambda: b"window" in mixer.payloads, "the window")
+    for topic in (f"{MIXED}/m1", f"{MIXED}/m1/state"):
+        mixer.publish(topic, b"sums")
+    controller.wait(lambda: controller.payloads.count(b"sums") == 2, "sums and state")
+    controller.publish(f"{MIXED}/m1/ack", b"safe")
+
+    mixer.wait(lambda: (f"{MIXED}/m1/ack", b"safe") in mixer.received, "the acknowledgement")
+    assert b"window" not in controller.payloads
+
+
+@pytest.mark.parametrize("asked", RAW)
+def test_the_controller_is_refused_on_the_raw_topic_while_the_mixer_hears_it(guarded: Guarded, asked: str) -> None:
+    controller, owner, mixer = guarded.controller(), guarded.device("owner"), guarded.mixer("m1")
+
+    granted = controller.subscribe(asked)
+    for number in range(3):  # Of a shared subscription, every member gets a part.
+        owner.publish(f"{PREFIX}/metrics/3", f"window {number}".encode(), retain=number == 2)
+    mixer.wait(lambda: b"window 2" in mixer.payloads, "the windows")
+    guarded.fence(controller, owner, "owner")
+    controller.unsubscribe([asked])
+    controller.subscribe(asked)  # For what is retained.
+    guarded.fence(controller, owner, "owner")
+    mixer.publish(f"{MIXED}/m1", b"fence")
+    controller.wait(lambda: b"fence" in controller.payloads, "what comes from the mixer")
+    owner.publish(f"{PREFIX}/metrics/3", b"", retain=True)
+
+    assert [topic for topic, _ in controller.received if "/metrics/" in topic] == []
+    assert granted == [guarded.kind is BrokerKind.MOSQUITTO], "Mosquitto grants, and then delivers nothing"
+
+
+def test_a_second_connection_with_the_controllers_certificate_hears_no_windows_either(guarded: Guarded) -> None:
+    owner, mixer = guarded.device("owner"), guarded.mixer("m1")
+    thief = guarded.join(CONTROLLER, client_id="thief")
+
+    thief.subscribe(*RAW)
+    owner.publish(f"{PREFIX}/metrics/3", b"window")
+    mixer.wait(lambda: b"window" in mixer.payloads, "the window")
+    assert all(thief.subscribe(f"{OWNER}/event"))
+    owner.publish(f"{OWNER}/event", b"after it")
+    thief.wait(lambda: b"after it" in thief.payloads, "what it may hear")
+
+    assert b"window" not in thief.payloads
+
+
+def test_the_controller_sends_no_windows_and_speaks_for_no_mixer(guarded: Guarded) -> None:
+    controller, owner, mixer = guarded.controller(), guarded.device("owner"), guarded.mixer("m1")
+
+    for topic in (f"{PREFIX}/metrics/3", f"{MIXED}/m1", f"{MIXED}/m1/state"):
+        for qos in (0, 1):
+            controller.publish(topic, b"forged", qos=qos, retain=True)
+    owner.publish(f"{PREFIX}/metrics/3", b"fence")
+    mixer.publish(f"{MIXED}/m1", b"fence")
+    mixer.wait(lambda: b"fence" in mixer.payloads, "the fence at the mixer")
+    controller.wait(lambda: b"fence" in controller.payloads, "the fence at the controller")
+    again(mixer, filters(Role.MIXER, Access.SUBSCRIBE, FLEET, "m1"))
+    again(controller, filters(Role.CONTROLLER, Access.SUBSCRIBE, FLEET))
+    guarded.fence(controller, owner, "owner")
+
+    assert b"forged" not in mixer.payloads + controller.payloads
+
+
+def test_a_mixer_speaks_neither_for_another_nor_for_anybody_else(guarded: Guarded) -> None:
+    controller, owner = guarded.controller(), guarded.device("owner")
+    victim, rogue = guarded.mixer("m1"), guarded.mixer("m2")
+
+    for topic in (
+        *(f"{MIXED}/m1{channel}" for channel in ("", "/state", "/ack")),
+        f"{MIXED}/m2/ack",
+        *(f"{OWNER}/{channel.value}" for channel in Channel),
+        *(f"{PREFIX}/{rest}" for rest in ("controller", "trust/root", f"release/{SHA256}/chunk/0")),
+    ):
+        rogue.publish(topic, b"forged", retain=True)
+        if rogue.was_cut:
+            assert guarded.kind is BrokerKind.NATS, topic
+            rogue = guarded.mixer("m2")
+    rogue.publish(f"{MIXED}/m2", b"own")
+    controller.wait(lambda: b"own" in controller.payloads, "what is its own")
+    guarded.fence(controller, owner, "owner")
+    again(controller, filters(Role.CONTROLLER, Access.SUBSCRIBE, FLEET))
+    again(owner, filters(Role.DEVICE, Access.SUBSCRIBE, FLEET, "owner"))
+    again(victim, filters(Role.MIXER, Access.SUBSCRIBE, FLEET, "m1"))
+    guarded.fence(controller, owner, "owner")
+
+    assert b"forged" not in controller.payloads + owner.payloads + victim.payloads
+
+
+@pytest.mark.parametrize("name", ["rogue", f"mixer.m9.{FLEET}", "mixer.m1.other"])
+def test_who_is_no_mixer_of_the_fleet_hears_no_windows(guarded: Guarded, name: str) -> None:
+    owner, mixer = guarded.device("owner"), guarded.mixer("m1")
+    rogue = guarded.join(name)
+
+    if rogue.is_in:
+        rogue.subscribe(*RAW)
+    owner.publish(f"{PREFIX}/metrics/3", b"window", retain=True)
+    mixer.wait(lambda: b"window" in mixer.payloads, "the window")
+    if rogue.is_in:
+        rogue.subscribe(*RAW)
+        guarded.controller().publish(f"{PREFIX}/controller", b"for all")
+        if rogue.subscribe(f"{PREFIX}/controller") == [True]:
+            guarded.peers[-1].publish(f"{PREFIX}/controller", b"fence")
+            rogue.wait(lambda: b"fence" in rogue.payloads, "what is for all")
+    owner.publish(f"{PREFIX}/metrics/3", b"", retain=True)
+
+    assert b"window" not in rogue.payloads
+    assert rogue.is_in is (guarded.kind is BrokerKind.MOSQUITTO or name == "rogue")
+
+
+def test_a_mixer_that_is_admitted_comes_in_and_one_that_is_revoked_is_cut_and_hears_nothing(fresh: Guarded) -> None:
+    owner, late = fresh.device("owner"), "m3"
+    fresh.mixers.add(late)
+    fresh.broker.refresh()
+    until(lambda: fresh.join(f"mixer.{late}.{FLEET}", client_id="m3").is_in, "the late one in")
+    mixer, others = fresh.mixer(late), fresh.mixer("m1")
+
+    def hears() -> bool:
+        owner.publish(f"{PREFIX}/metrics/3", b"window")
+        return b"window" in mixer.payloads
+
+    until(hears, "a window")
+    fresh.ca.revoke(fresh.ca.leaf(f"mixer.{late}.{FLEET}"))
+    fresh.mixers.discard(late)
+    fresh.revoked.add(DeviceId(f"mixer.{late}.{FLEET}"))
+    fresh.broker.refresh()
+
+    mixer.wait(lambda: mixer.was_cut, "the connection cut")
+    until(lambda: not fresh.join(f"mixer.{late}.{FLEET}", client_id="m3").is_in, "the door shut")
+    owner.publish(f"{PREFIX}/metrics/3", b"after it")
+    others.wait(lambda: b"after it" in others.payloads, "a window at the other mixer")
+    assert b"after it" not in mixer.payloads
+    assert not others.was_cut
+    assert not owner.was_cut
 
 
 def test_nobody_comes_in_without_a_certificate(guarded: Guarded) -> None:

@@ -1,6 +1,6 @@
 """A real agent that serves digits, with its Unix socket: for what asks models, not for what updates them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -58,16 +58,19 @@ def bundle(version: str, folder: Path) -> Path:
 
 
 @contextmanager
-def digits_agent(folder: Path, *versions: str, more: str = "") -> Iterator[DigitsAgent]:
+def digits_agent(
+    folder: Path, *versions: str, more: str = "", mixers: Mapping[str, bytes] | None = None
+) -> Iterator[DigitsAgent]:
     """Run an agent that serves the first of `versions`.
 
     Args:
         folder: Empty, with a short path: a Unix socket's has 107 characters at most.
         more: Tables for its configuration.
+        mixers: Keys of mixers that the offline keys vouch for.
     Raises:
         BrokerUnavailable: there is no broker on this machine.
     """
-    works = Works.open(folder / "works", [digits.MODEL])
+    works = Works.open(folder / "works", [digits.MODEL], mixers)
     releases = {version: works.publish(bundle(version, folder / "bundles")) for version in versions}
     with start_broker(BrokerKind.AUTO, folder / "broker", free_port()) as broker:
         broker.wait_ready(20)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -91,10 +91,12 @@ class Works:
     releases: int = 0
 
     @classmethod
-    def open(cls, folder: Path, models: Sequence[ModelName] = (MODEL,)) -> "Works":
+    def open(
+        cls, folder: Path, models: Sequence[ModelName] = (MODEL,), mixers: Mapping[str, bytes] | None = None
+    ) -> "Works":
         online = create_online_keys(folder / "controller")
         repository = TufRepository(folder / "controller")
-        offline = init_operator(folder / "operator", list(models), online, now())
+        offline = init_operator(folder / "operator", list(models), online, now(), mixers=mixers)
         repository.accept_offline(offline.root, offline.targets, offline.keys, now())
         return cls(folder, repository)
 

@@ -19,8 +19,9 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from harness.certificates import Leaf, SmallCa
 from muster_controller.broker.embedded import BrokerKind, EmbeddedBroker, start_broker
-from muster_controller.broker.permissions import Access, Role, filters
+from muster_controller.broker.permissions import Access, Role, covers, filters
 from muster_controller.broker.security import BrokerSecurity
+from muster_controller.client_names import mixer_name
 from muster_shared.ids import DeviceId, FleetId
 
 FLEET = FleetId("f")
@@ -179,6 +180,7 @@ class Guarded:
     version: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv311
     devices: set[DeviceId] = field(default_factory=set)
     revoked: set[DeviceId] = field(default_factory=set)
+    mixers: set[str] = field(default_factory=set)
     peers: list[Peer] = field(default_factory=list)
     marks: int = 0
 
@@ -200,6 +202,7 @@ class Guarded:
             devices=lambda: self.devices,
             revoked=lambda: self.revoked,
             crl=self.ca.crl,
+            mixers=lambda: self.mixers,
         )
         self.broker = start_broker(self.kind, self.folder / "broker", free_port(), security=security)
         self.broker.wait_ready(WAIT_S)
@@ -239,6 +242,12 @@ class Guarded:
         assert all(peer.subscribe(*filters(Role.DEVICE, Access.SUBSCRIBE, FLEET, name)))
         return peer
 
+    def mixer(self, mixer: str) -> Peer:
+        """Return a mixer, subscribed to all that it may."""
+        peer = self.join(mixer_name(FLEET, mixer), client_id=f"muster-mixer-{FLEET}-{mixer}")
+        assert all(peer.subscribe(*filters(Role.MIXER, Access.SUBSCRIBE, FLEET, mixer)))
+        return peer
+
     def fence(self, controller: Peer, device: Peer, name: str) -> None:
         """Return once everything that was sent before has reached both, if it reaches them at all.
 
@@ -252,7 +261,8 @@ class Guarded:
             controller.publish(topic.replace(f"chunk/{SHA256}", "chunk/0"), mark)
         for topic in up:
             device.publish(topic, mark)
-        heard = len(filters(Role.CONTROLLER, Access.SUBSCRIBE, FLEET))
+        hears = filters(Role.CONTROLLER, Access.SUBSCRIBE, FLEET)
+        heard = sum(any(covers(one, topic) for one in hears) for topic in up)
         device.wait(lambda: device.payloads.count(mark) >= len(down), "the fence at the device")
         controller.wait(lambda: controller.payloads.count(mark) >= heard, "the fence at the controller")
 

@@ -8,6 +8,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from harness.asking import Program, Scripted, program, scripted, serving
 from harness.collector import Collector
 from harness.endpoint import INLINE, MODEL, THREADS, Endpoint
+from harness.scraping import scrape
 from muster_agent.engines.port import Array, InferenceFailed
 from muster_agent.serving.config import TracingConfig
 from muster_agent.serving.table import Served
@@ -125,3 +126,21 @@ def test_a_collector_that_is_down_is_nobodys_trouble() -> None:
 
     assert answers[0].status == 200
     assert spans == []
+
+
+def test_a_scraper_is_led_from_a_bucket_to_a_trace(collector: Collector) -> None:
+    pages: list[str] = []
+
+    def ask(asking: Program, endpoint: Endpoint) -> None:
+        asking.infer(traceparent=SAMPLED)
+        asking.infer(traceparent=UNSAMPLED)
+        for accept in ("application/openmetrics-text;version=1.0.0", "text/plain"):
+            _, page = endpoint.ask("GET", "/metrics", headers={"Accept": accept})
+            pages.append(page.decode())
+
+    traced(collector, ask)
+
+    opened, plain = scrape(pages[0], open_metrics=True, foreign=("nv_",)), scrape(pages[1], foreign=("nv_",))
+    assert {dict(labels)["stage"] for _, labels in opened.exemplars} == {"queue", "compute"}
+    assert {told.labels["trace_id"] for told in opened.exemplars.values()} == {TRACE}
+    assert not plain.exemplars

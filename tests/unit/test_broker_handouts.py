@@ -16,28 +16,33 @@ from typer.testing import CliRunner
 from muster_controller.broker import emqx, mosquitto, nats
 from muster_controller.broker.handout import Foreign, handouts
 from muster_controller.broker.permissions import Access, allows
-from muster_controller.broker.security import Admission, TlsFiles
+from muster_controller.broker.security import Admission, BrokerSecurity, TlsFiles
 from muster_controller.cli.main import app
-from muster_controller.client_names import controller_name
+from muster_controller.client_names import controller_name, mixer_name
 from muster_shared.ids import DeviceId, FleetId
 
 FLEET = FleetId("plant")
-OTHERS = ("d1", "d10", controller_name(FLEET))
+MIXERS = ("m1", "m2")
+NAMED = (controller_name(FLEET), mixer_name(FLEET, "m1"), mixer_name(FLEET, "m2"))
+OTHERS = ("d1", "d10", *NAMED)
 GONE = DeviceId("gone")
 TLS = TlsFiles(Path("/c/ca.pem"), Path("/c/broker.pem"), Path("/c/broker.key"), Path("/c/crl.pem"))
-ADMISSION = Admission(FLEET, "", TLS, (DeviceId("d1"), DeviceId("d10"), GONE), (GONE,))
+ADMISSION = Admission(FLEET, "", TLS, (DeviceId("d1"), DeviceId("d10"), GONE), (GONE,), MIXERS)
 
 names = st.sampled_from([*OTHERS, GONE])
 levels = st.sampled_from(
     [
         *("muster", "v1", "plant", "other", "device", "d1", "d10", "gone", controller_name(FLEET)),
         *("twin", "presence", "event", "assignment", "ack", "controller", "trust", "root", "metrics", "c1", "$SYS"),
+        *("mixed", "m1", "m2", "state", "mixer.m1.plant"),
     ]
 )
 paths = st.one_of(
     st.lists(levels, min_size=1, max_size=6).map("/".join),
     st.tuples(levels, levels).map(lambda two: f"muster/v1/plant/device/{two[0]}/{two[1]}"),
     levels.map(lambda one: f"muster/v1/plant/trust/{one}"),
+    levels.map(lambda one: f"muster/v1/plant/mixed/{one}"),
+    st.tuples(levels, levels).map(lambda two: f"muster/v1/plant/mixed/{two[0]}/{two[1]}"),
     st.sampled_from(
         ["muster/v1/plant/controller", "muster/v1/plant/metrics/c1"]
         + [f"muster/v1/plant/release/{'a' * 64}/{tail}" for tail in ("want", "chunk/0", "chunk")]
@@ -108,13 +113,53 @@ def nats_allows(text: str, name: str, access: Access, topic: str) -> bool:
 def test_every_broker_is_told_the_same_as_the_table(name: str, access: Access, topic: str) -> None:
     expected = name != GONE and allows(name, access, topic, FLEET)
 
-    assert emqx_allows(emqx.acl(FLEET, [GONE]), name, access, topic) is expected
+    assert emqx_allows(emqx.acl(FLEET, [GONE], MIXERS), name, access, topic) is expected
     # NATS lists who may come; a topic with a dot in a name is none of ours, and its subject would be another.
-    if controller_name(FLEET) not in topic:
+    if not any(one in topic for one in NAMED):
         assert nats_allows(nats.authorization(ADMISSION), name, access, topic) is expected
-    # The patterns are for all who come, so the controller may also do what a device of its name might; none is.
-    if not (name == controller_name(FLEET) and access is Access.PUBLISH) and "." not in name:
-        assert mosquitto_allows(mosquitto.acl(FLEET, [GONE]), name, access, topic) is expected
+    # The patterns are for all who come, so controller and mixers may also do what a device of their name might; none
+    # is. What is told below is all that is left to them beyond the table.
+    mosquitto_says = mosquitto_allows(mosquitto.acl(FLEET, [GONE], MIXERS), name, access, topic)
+    if name not in NAMED:
+        assert mosquitto_says is expected
+    elif name not in topic and mosquitto_says is not expected:
+        other = Access.SUBSCRIBE if access is Access.PUBLISH else Access.PUBLISH
+        assert mosquitto_says, "what the table allows is allowed"
+        assert allows(name, other, topic, FLEET), "it hears what it said itself, or says what it alone hears"
+
+
+def test_mosquitto_denies_the_raw_windows_to_the_controller_although_patterns_are_for_everybody() -> None:
+    text = mosquitto.acl(FLEET, [], MIXERS)
+
+    for access in Access:
+        assert not mosquitto_allows(text, controller_name(FLEET), access, "muster/v1/plant/metrics/3")
+    assert mosquitto_allows(text, mixer_name(FLEET, "m1"), Access.SUBSCRIBE, "muster/v1/plant/metrics/3")
+    assert not mosquitto_allows(text, mixer_name(FLEET, "m3"), Access.SUBSCRIBE, "muster/v1/plant/metrics/3")
+
+
+def test_an_embedded_broker_is_told_where_files_are_wherever_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = Path("muster-data/ca")
+    security = BrokerSecurity(
+        FLEET, here / "ca", here / "server", here / "server", here / "own", here / "own", list, list, here / "crl"
+    )
+
+    told = security.admission().tls
+
+    assert told == TlsFiles(*(tmp_path / here / name for name in ("ca", "server", "server", "crl")))
+
+
+def test_a_revoked_mixer_has_no_rights_on_any_broker() -> None:
+    gone = mixer_name(FLEET, "m1")
+    admission = Admission(FLEET, "", TLS, (), (DeviceId(gone),), ("m2",))
+
+    for access in Access:
+        for topic in ("muster/v1/plant/metrics/3", "muster/v1/plant/mixed/m1", "muster/v1/plant/trust/root"):
+            assert not mosquitto_allows(mosquitto.acl(FLEET, [DeviceId(gone)], ["m2"]), gone, access, topic)
+            assert not emqx_allows(emqx.acl(FLEET, [DeviceId(gone)], ["m2"]), gone, access, topic)
+            assert not nats_allows(nats.authorization(admission), gone, access, topic)
 
 
 def test_mosquitto_lets_the_controller_do_all_that_the_table_says() -> None:

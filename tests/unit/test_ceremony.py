@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from tuf.api.metadata import Metadata, Root, TargetFile, Targets
 
 from harness.bundles import write_bundle
@@ -18,7 +19,7 @@ from muster_controller.registry.ceremony import Stage, can_sign, finish, join, n
 from muster_controller.registry.ceremony_begin import Rotation
 from muster_controller.registry.ceremony_file import Ceremony, awaited, encode_ceremony, parse_ceremony
 from muster_controller.registry.ceremony_losses import Standing, assess
-from muster_controller.registry.ceremony_words import digest, explain, joined_digest
+from muster_controller.registry.ceremony_words import digest, explain, joined_digest, plan
 from muster_controller.registry.errors import (
     CeremonyRefused,
     KeyUnreadable,
@@ -29,8 +30,10 @@ from muster_controller.registry.errors import (
 from muster_controller.registry.keys import create_key
 from muster_controller.registry.operator import all_roots, load_offline, newest, newest_releases
 from muster_controller.registry.tuf_repository import TufRepository, create_next_online_keys, create_online_keys
+from muster_shared.assignment import AssignmentKeys, encode_keys, parse_keys
 from muster_shared.errors import WireError
 from muster_shared.ids import ModelName
+from muster_shared.metrics import key_id
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -633,3 +636,99 @@ def test_no_step_needs_or_writes_a_private_key_that_is_not_its_holders(company: 
     assert len(secrets_of(company)) == len(before) + 1
     assert [path.name for path in (company.of("dora") / "keys").glob("*.pem")] == ["targets-dora.pem"]
     assert steps.stage(company.rotate(renew=("root",))) is Stage.SIGNING
+
+
+# -- mixers ------------------------------------------------------------------------------------------------------------
+
+
+def mixer_key() -> tuple[str, bytes]:
+    public = X25519PrivateKey.generate().public_key().public_bytes_raw()
+    return key_id(public), public
+
+
+def mixers(company: Company) -> dict[str, bytes]:
+    return parse_keys(load_offline(company.desk).keys).mixers
+
+
+def test_holders_read_to_which_mixer_devices_will_seal_and_devices_do(company: Company) -> None:
+    name, public = mixer_key()
+
+    ceremony = company.rotate(mixers={name: public})
+    words = explain(ceremony)
+    company.finish(company.sign(ceremony, "anna", "chris"))
+
+    assert words["targets"][1:] == [f"Devices seal their metrics to mixer key {name}."]
+    assert "root" not in words
+    assert company.push()
+    assert company.repository().mixer_keys() == {name}
+    assert company.repository().assignment_keys() == {create_online_keys(company.data).assignment.keyid}
+
+
+def test_a_mixer_stays_through_new_online_keys_and_new_holders_and_goes_when_it_is_named(company: Company) -> None:
+    old, new = mixer_key(), mixer_key()
+    company.finish(company.sign(company.rotate(mixers=dict([old])), "anna", "ben"))
+
+    rotated = company.rotate(online=create_next_online_keys(company.data))
+    words = explain(rotated)
+    company.finish(company.sign(rotated, "anna", "ben"))
+    kept = mixers(company)
+    exchanged = company.rotate(mixers=dict([new]), remove_mixers=(old[0][:8],))
+    exchange = explain(exchanged)
+    company.finish(company.sign(exchanged, "ben", "chris"))
+    last = company.rotate(remove_mixers=(new[0],))
+
+    assert kept == dict([old])
+    assert not any("mixer" in line for line in words["targets"])
+    assert exchange["targets"][1:] == [
+        f"Devices seal their metrics to mixer key {new[0]}.",
+        f"Devices seal nothing to mixer key {old[0]} any more.",
+    ]
+    assert mixers(company) == dict([new])
+    assert "No mixer is left" in explain(last)["targets"][-1]
+
+
+def test_the_first_ceremony_names_mixers_before_and_after_its_holders_join(tmp_path: Path) -> None:
+    company, (name, public) = Company(tmp_path), mixer_key()
+    online = create_online_keys(company.data)
+    begun = ceremony_begin.begin_create("c0", KEYS, {}, online, NOW, {name: public})
+
+    ceremony = company.join(begun, *HOLDERS)
+    company.finish(company.sign(ceremony, "anna", "ben"))
+
+    assert f"Devices seal their metrics to mixer key {name}." in plan(begun)
+    assert f"Devices seal their metrics to mixer key {name}." in explain(ceremony)["targets"]
+    assert mixers(company) == {name: public}
+
+
+def test_a_mixer_that_somebody_on_the_way_put_into_the_keys_is_read_aloud_or_refused(company: Company) -> None:
+    (name, public), (thief, stolen) = mixer_key(), mixer_key()
+    ceremony = company.rotate(mixers={name: public})
+    keys = parse_keys(ceremony.keys.encode())
+    forged = encode_keys(AssignmentKeys(keys=keys.keys, mixers={**keys.mixers, thief: stolen}))
+
+    def exchange(targets: Targets) -> None:
+        targets.targets["keys/assignment.json"] = TargetFile.from_data("keys/assignment.json", forged, ["sha256"])
+
+    alone = msgspec.structs.replace(ceremony, keys=forged.decode())
+    whole = changed(alone, "targets", exchange)
+    hidden = forged.replace(b'"mixers"', b'"later": 1, "mixers"')
+
+    with pytest.raises(CeremonyRefused, match="sign nothing"):
+        explain(alone)
+    assert f"Devices seal their metrics to mixer key {thief}." in explain(whole)["targets"]
+    assert digest(whole) != digest(ceremony)
+    forged = hidden
+    with pytest.raises(CeremonyRefused, match="more than these words"):
+        explain(changed(msgspec.structs.replace(ceremony, keys=hidden.decode()), "targets", exchange))
+
+
+def test_a_file_whose_mixers_are_none_and_an_unknown_one_to_remove_are_refused(company: Company) -> None:
+    name, public = mixer_key()
+    ceremony = company.rotate(mixers={name: public})
+
+    with pytest.raises(CeremonyRefused, match="mixer key"):
+        parse_ceremony(encode_ceremony(msgspec.structs.replace(ceremony, mixers={"f" * 16: public})))
+    with pytest.raises(CeremonyRefused, match="there are none"):
+        company.rotate(remove_mixers=("ffffffff",))
+    with pytest.raises(CeremonyRefused, match="nothing would change"):
+        company.rotate()

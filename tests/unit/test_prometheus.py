@@ -159,8 +159,8 @@ def test_what_was_counted_is_what_is_read() -> None:
         "nv_inference_compute_infer_duration_us": 15_000,
         "nv_inference_compute_output_duration_us": 6_000,
         "nv_inference_pending_request_count": 0,
-        "muster_feedback_labelled": 2,
-        "muster_feedback_right": 1,
+        "muster_feedback_labelled_total": 2,
+        "muster_feedback_right_total": 1,
         "muster_breaker_state": 0,
     }
     assert {name: page.value(name, model="digits", version="1.0.0") for name in expected} == expected

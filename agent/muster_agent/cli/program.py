@@ -111,6 +111,28 @@ FOLDER holds bundle.json, requirements.txt, wheels/ and, where the agent does no
 the controller serves it under /api/v1/trust. Nothing is installed that the offline keys did not sign. When the new
 version does not come up, or does not serve what was served, the one before takes over again.
 """
+_REFERENCE = """\
+examples:
+  muster-agent reference model.onnx --inputs held-out.npz --output reference.npz
+
+FILE holds input.<name> for each input of the model, axis 0 the rows, and group, one number or text a row: the site,
+camera or day that it is from. 1,000 rows of 20 groups are a good reference; none may be from training.
+Nothing of a single row is in the reference but the tails of its mean and spread. It becomes a file of the bundle:
+  [metrics]
+  allow = ["classes", "confidence", "latency", "inputs", "drift", "feedback"]
+  reference = "reference.npz"
+"""
+_METRICS = """\
+examples:
+  muster-agent metrics --show                what would leave this device next, and what would not
+  muster-agent metrics --json | jq '.next[] | {model, kinds}'
+"""
+_OUTLIERS = """\
+examples:
+  muster-agent outliers keygen --key ring.pem        on a machine of yours; prints the lines for agent.toml
+  muster-agent outliers list
+  muster-agent outliers export --key ring.pem --to found/
+"""
 _COMPLETIONS = {
     "bash": "complete -W '{words}' -o default muster-agent",
     "zsh": "#compdef muster-agent\ncompctl -k '({words})' -f muster-agent",
@@ -214,6 +236,12 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--offline", action="store_true", help="ask neither the controller nor the broker")
     _add_upgrade(add("upgrade", "replace the agent by a signed version of it", _UPGRADE))
     _add_batch(add("batch", "run the rows of a file through a model, when the device has time", _BATCH))
+    _add_reference(add("reference", "make the reference file of a release, for those who publish it", _REFERENCE))
+    metrics = add("metrics", "show the anonymous windows that would leave this device next", _METRICS)
+    metrics.add_argument("--show", action="store_true", default=True, help="for people (the default)")
+    metrics.add_argument("--json", action="store_true", help="all of it, as JSON")
+    _add_endpoint(metrics)
+    _add_outliers(add("outliers", "look at odd inputs that this device kept for you", _OUTLIERS))
 
     completion = add("completion", "print a completion script for a shell")
     completion.add_argument("shell", choices=sorted(_COMPLETIONS))
@@ -310,6 +338,27 @@ def _add_batch(batch: argparse.ArgumentParser) -> None:
     how.add_argument("--dry-run", action="store_true", help="show what would be done, and the first row's answer")
     how.add_argument("--json", action="store_true", help="print the summary as JSON")
     _add_endpoint(batch)
+
+
+def _add_reference(reference: argparse.ArgumentParser) -> None:
+    reference.add_argument("model", type=Path, metavar="MODEL", help="the release's .onnx file")
+    reference.add_argument("--inputs", type=Path, metavar="FILE", required=True, help=".npz, not of the training data")
+    reference.add_argument("--output", type=Path, metavar="FILE", required=True, help="reference.npz")
+    reference.add_argument("--windows", type=_count, default=1000, metavar="N", help="to draw; default: 1000")
+    reference.add_argument("--force", action="store_true", help="replace the output")
+
+
+def _add_outliers(outliers: argparse.ArgumentParser) -> None:
+    acts = outliers.add_subparsers(dest="act", required=True, metavar="ACT")
+    keygen = acts.add_parser("keygen", help="make the key of who may read the ring")
+    keygen.add_argument("--key", type=Path, metavar="FILE", required=True, help="a new file; keep it off the device")
+    listing = acts.add_parser("list", help="show what is in the ring; with the key, of which models")
+    listing.add_argument("--json", action="store_true", help="as JSON")
+    export = acts.add_parser("export", help="open every entry, as .npz files")
+    export.add_argument("--to", type=Path, default=Path("outliers"), metavar="DIR", help="default: outliers")
+    for act in (listing, export):
+        act.add_argument("--key", type=Path, metavar="FILE", help="as `keygen` made it")
+        _add_config(act)
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -487,6 +536,24 @@ def _batch(options: argparse.Namespace) -> None:
     batch(options)
 
 
+def _reference(options: argparse.Namespace) -> None:
+    from muster_agent.cli.reference import reference
+
+    reference(options)
+
+
+def _metrics(options: argparse.Namespace) -> None:
+    from muster_agent.cli.metrics import metrics
+
+    metrics(options)
+
+
+def _outliers(options: argparse.Namespace) -> None:
+    from muster_agent.cli.outliers import outliers
+
+    outliers(options)
+
+
 def _completion(options: argparse.Namespace) -> None:
     print(_COMPLETIONS[options.shell].format(words=" ".join(_COMMANDS)))
 
@@ -508,5 +575,8 @@ _COMMANDS: dict[str, Callable[[Any], None]] = {
     "doctor": _doctor,
     "upgrade": _upgrade,
     "batch": _batch,
+    "reference": _reference,
+    "metrics": _metrics,
+    "outliers": _outliers,
     "completion": _completion,
 }

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import structlog
 
+from muster_agent.io.host_counters import HostCounters
 from muster_shared.messages import Hardware, HostTelemetry
 
 CACHED_S = 1.0
@@ -72,8 +73,13 @@ def usable_cpus() -> int:
 class PsutilHost:
     """`ports.Host`. A reading is kept for CACHED_S."""
 
-    def __init__(self, data_dir: Path, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, data_dir: Path, monotonic: Callable[[], float] = time.monotonic, root: Path = Path("/")) -> None:
+        """
+        Args:
+            root: Where `proc` and `sys` are.
+        """
         self._data_dir = data_dir
+        self._counters = HostCounters(root)
         self._monotonic = monotonic
         self._process = psutil.Process()
         self._read_at = -CACHED_S
@@ -85,6 +91,7 @@ class PsutilHost:
         now = self._monotonic()
         if now - self._read_at >= CACHED_S:
             self._read_at = now
+            found = self._counters.read()
             self._telemetry = HostTelemetry(
                 cpu_percent=_known(psutil.cpu_percent),
                 memory_percent=_known(lambda: psutil.virtual_memory().percent),
@@ -92,6 +99,13 @@ class PsutilHost:
                 temperature_c=self._temperature(),
                 agent_rss_mb=_known(lambda: round(self._process.memory_info().rss / _MIB, 1)),
                 uptime_s=_known(lambda: round(time.time() - psutil.boot_time(), 0)),
+                throttled=found.throttled,
+                pressure_cpu_percent=found.pressure_cpu_percent,
+                pressure_memory_percent=found.pressure_memory_percent,
+                pressure_io_percent=found.pressure_io_percent,
+                steal_percent=found.steal_percent,
+                battery_percent=_battery(),
+                energy_j=found.energy_j,
             )
         return self._telemetry
 
@@ -101,6 +115,14 @@ class PsutilHost:
         readings = _temperatures()
         self._has_sensors = bool(readings)  # Sensors do not appear later; looking for them walks sysfs.
         return _of_the_processor(readings)
+
+
+def _battery() -> float | None:
+    try:
+        found = psutil.sensors_battery()
+    except (AttributeError, OSError, ValueError, RuntimeError):
+        return None
+    return None if found is None else float(found.percent)
 
 
 def read_temperature() -> float | None:

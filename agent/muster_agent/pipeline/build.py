@@ -1,4 +1,4 @@
-"""The check that `muster model build` asks for: the pipeline is loaded and run as a device would, before it is signed.
+"""The check that `muster model build` asks for: what a device would load is loaded, and run, before it is signed.
 
 Found by the entry point group `muster.bundle_checks`, so that the controller imports nothing of the agent.
 """
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from muster_agent.engines.port import EngineMissing, Session
 from muster_agent.engines.registry import engine
+from muster_agent.metrics.reference import Reference, ReferenceUnreadable
 from muster_agent.pipeline.golden_raw import prove_raw
 from muster_agent.pipeline.pipeline import load_pipeline
 from muster_agent.pipeline.value import PipelineUnloadable
@@ -15,13 +16,17 @@ from muster_shared.bundle import Manifest
 
 
 def check_bundle(manifest: Manifest, folder: Path) -> None:
-    """Prove the pipeline of the bundle in `folder`; nothing to do when there is none.
+    """Prove the reference and the pipeline of the bundle in `folder`; nothing to do when there is none.
 
     Its raw cases run through the first variant that an engine here can load.
 
     Raises:
         MusterError: it does not hold; the message names the step, the rule or the case.
     """
+    if manifest.metrics.reference is not None:
+        reference = Reference.parse((folder / manifest.metrics.reference).read_bytes())
+        if unknown := sorted(set(reference.inputs) - {tensor.name for tensor in manifest.inputs}):
+            raise ReferenceUnreadable(f"it is of an input {unknown[0]!r}, which the release does not have")
     if manifest.pipeline is None:
         return
     pipeline = load_pipeline(manifest, folder)

@@ -171,7 +171,7 @@ class App:
             case ["v1", "status"]:
                 return _only(b"GET", request, lambda _: _json({"agent": self._agent_version, "models": self.status()}))
             case ["metrics"]:
-                return _only(b"GET", request, lambda _: self._metrics())
+                return _only(b"GET", request, self._metrics)
             case _:
                 return _nothing(path)
 
@@ -248,9 +248,16 @@ class App:
         ready = self._ready()
         return _json({"ready": ready}, 200 if ready else 503)
 
-    def _metrics(self) -> Response:
-        page = prometheus.render(self._table.places(), self._table.trials, self._spill)
-        return Response(200, [page.encode()], prometheus.CONTENT_TYPE)
+    def _metrics(self, request: Request) -> Response:
+        open_metrics = prometheus.wants_open_metrics(request.headers.get(b"accept", b""))
+        page = prometheus.render(
+            self._table.places(),
+            self._table.trials,
+            self._spill,
+            open_metrics=open_metrics,
+            exemplars=self._service.exemplars(),
+        )
+        return Response(200, [page.encode()], prometheus.OPEN_METRICS if open_metrics else prometheus.CONTENT_TYPE)
 
     def _label(self, request: Request, model: str) -> Response:
         try:

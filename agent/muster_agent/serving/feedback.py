@@ -122,8 +122,8 @@ class FeedbackRing:
         if len(self._judged) > self._remembered_max:
             self._judged.popitem(last=False)
         right = tuple(index == row for index, row in zip(indices, predicted, strict=True))
-        for one in right:
-            answers.stats.labelled(right=one)
+        for index, one in zip(indices, right, strict=True):
+            answers.stats.labelled(right=one, true=index)
         return right
 
 

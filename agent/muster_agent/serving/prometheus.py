@@ -3,17 +3,25 @@
 Counts are for this device's own operator; what leaves the device goes through the anonymous metrics instead.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 
 from muster_agent.core.breaker import Closed, HalfOpen
 from muster_agent.core.latency import STAGES, StageSnapshot
 from muster_agent.core.split import Mode
+from muster_agent.metrics.port import DriftState
 from muster_agent.serving.spill import Spill
 from muster_agent.serving.stats import Snapshot
 from muster_agent.serving.table import Beside, Place
+from muster_agent.serving.tracing import Exemplar
 from muster_shared.ids import ModelName
+from muster_shared.metrics import DRIFT
 
 CONTENT_TYPE = b"text/plain; version=0.0.4"
+OPEN_METRICS = b"application/openmetrics-text; version=1.0.0; charset=utf-8"
+Exemplars = Mapping[tuple[str, str, str], Exemplar]
+"""By model, version and stage."""
+NO_EXEMPLARS: Exemplars = {}
 
 Sample = tuple[str, float]
 """Labels and value."""
@@ -22,19 +30,35 @@ Sample = tuple[str, float]
 class _Page:
     """Families one after another, each with its help and type."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, open_metrics: bool = False) -> None:
         self.lines: list[str] = []
+        self._open_metrics = open_metrics
 
     def family(self, name: str, kind: str, text: str, samples: Iterable[Sample]) -> None:
-        self._head(name, kind, text)
+        if self._open_metrics and kind == "counter":  # There a counter is one by its ending, which Triton's lack.
+            head, kind = (name.removesuffix("_total"), kind) if name.endswith("_total") else (name, "unknown")
+            self._head(head, kind, text)
+        else:
+            self._head(name, kind, text)
         self.lines += [f"{name}{{{labels}}} {value:.12g}" for labels, value in samples]
 
-    def histogram(self, name: str, text: str, samples: Iterable[tuple[str, StageSnapshot]]) -> None:
-        """Seconds, in buckets whose edges are doublings of a microsecond."""
+    def histogram(
+        self,
+        name: str,
+        text: str,
+        samples: Iterable[tuple[str, StageSnapshot]],
+        exemplars: Mapping[str, Exemplar] | None = None,
+    ) -> None:
+        """Seconds, in buckets whose edges are doublings of a microsecond. `exemplars`: by labels; OpenMetrics alone."""
         self._head(name, "histogram", text)
         for labels, at in samples:
-            self.lines += [f'{name}_bucket{{{labels},le="{edge:g}"}} {count}' for edge, count in at.cumulative()]
-            self.lines.append(f'{name}_bucket{{{labels},le="+Inf"}} {at.count}')
+            exemplar = exemplars.get(labels) if exemplars and self._open_metrics else None
+            below = 0.0
+            for edge, count in at.cumulative():
+                told = _exemplar(exemplar, below, edge)
+                self.lines.append(f'{name}_bucket{{{labels},le="{edge:g}"}} {count}{told}')
+                below = float(f"{edge:g}")
+            self.lines.append(f'{name}_bucket{{{labels},le="+Inf"}} {at.count}{_exemplar(exemplar, below, math.inf)}')
             self.lines.append(f"{name}_sum{{{labels}}} {at.sum_ns / 1e9:.9g}")
             self.lines.append(f"{name}_count{{{labels}}} {at.count}")
 
@@ -42,9 +66,21 @@ class _Page:
         self.lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
 
 
-def render(places: Mapping[ModelName, Place], trials: Mapping[str, Beside], spill: Spill | None = None) -> str:
+def wants_open_metrics(accept: bytes) -> bool:
+    """Return whether a scraper takes OpenMetrics, by its `Accept`; Prometheus names it first."""
+    return b"application/openmetrics-text" in accept
+
+
+def render(
+    places: Mapping[ModelName, Place],
+    trials: Mapping[str, Beside],
+    spill: Spill | None = None,
+    *,
+    open_metrics: bool = False,
+    exemplars: Exemplars = NO_EXEMPLARS,
+) -> str:
     """Return the page for what serves now. On the serving loop."""
-    page = _Page()
+    page = _Page(open_metrics=open_metrics)
     # A canary's requests are the model's; a shadow's are nobody's.
     canaries = [at.place for _, at in sorted(trials.items()) if at.trial.split.mode is Mode.CANARY]
     rows = [
@@ -52,13 +88,15 @@ def render(places: Mapping[ModelName, Place], trials: Mapping[str, Beside], spil
         for place in (*(place for _, place in sorted(places.items())), *canaries)
     ]
     _triton(page, rows)
-    _ours(page, rows)
+    _ours(page, rows, exemplars)
     _trials(page, trials)
     if spill is not None:
         counts = spill.counts()
         labels = f'upstream="{spill.upstream}"'
         page.family("muster_spilled_total", "counter", "Requests answered upstream", [(labels, counts.spilled)])
         page.family("muster_spill_failed_total", "counter", "Requests not taken upstream", [(labels, counts.failed)])
+    if open_metrics:
+        page.lines.append("# EOF")
     return "\n".join(page.lines) + "\n"
 
 
@@ -129,9 +167,38 @@ def _triton(page: _Page, rows: list[tuple[str, Place, Snapshot]]) -> None:
     )
 
 
-def _ours(page: _Page, rows: list[tuple[str, Place, Snapshot]]) -> None:
-    page.family("muster_feedback_labelled", "counter", "Answers judged", [(row, at.labelled) for row, _, at in rows])
-    page.family("muster_feedback_right", "counter", "Answers judged right", [(row, at.right) for row, _, at in rows])
+def _ours(page: _Page, rows: list[tuple[str, Place, Snapshot]], exemplars: Exemplars) -> None:
+    page.family(
+        "muster_feedback_labelled_total", "counter", "Answers judged", [(row, at.labelled) for row, _, at in rows]
+    )
+    page.family(
+        "muster_feedback_right_total", "counter", "Answers judged right", [(row, at.right) for row, _, at in rows]
+    )
+    page.family(
+        "muster_slow_total",
+        "counter",
+        "Requests answered later than the release's objective",
+        [(row, at.slow) for row, _, at in rows],
+    )
+    page.family(
+        "muster_timed_out_total",
+        "counter",
+        "Requests that failed by their deadline",
+        [(row, at.timed_out) for row, _, at in rows],
+    )
+    metered = [(row, place.meter) for row, place, _ in rows if place.meter is not None]
+    page.family(
+        "muster_cpu_seconds_total",
+        "counter",
+        "Processor time of the agent, shared out among the releases that ran",
+        [(row, meter.cpu_ms / 1e3) for row, meter in metered],
+    )
+    page.family(
+        "muster_drift",
+        "gauge",
+        "0 quiet, 1 drifting, 2 skewed; not there: unknown",
+        [(row, DRIFT.index(meter.drift)) for row, meter in metered if meter.drift is not DriftState.UNKNOWN],
+    )
     page.family(
         "muster_instances",
         "gauge",
@@ -153,7 +220,20 @@ def _ours(page: _Page, rows: list[tuple[str, Place, Snapshot]]) -> None:
             for at in [place.served.stats.stages()]
             for stage in STAGES
         ],
+        {
+            f'{row},stage="{stage}"': exemplars[place.model, place.version, stage]
+            for row, place, _ in rows
+            for stage in STAGES
+            if (place.model, place.version, stage) in exemplars
+        },
     )
+
+
+def _exemplar(exemplar: Exemplar | None, below: float, edge: float) -> str:
+    """Return what stands behind the bucket (below, edge] in seconds, if the exemplar is in it."""
+    if exemplar is None or not below < exemplar.seconds <= edge:
+        return ""
+    return f' # {{trace_id="{exemplar.trace_id}"}} {exemplar.seconds:.9f} {exemplar.at:.3f}'
 
 
 def _breaker(place: Place) -> int:

@@ -275,7 +275,7 @@ class Room:
         if in_a_hurry or (call.priority == Priority.LATER and not running):
             self._stats.cancelled()  # Work for later lets others go before, and has its time of day.
         else:
-            self._stats.failed()
+            self._stats.timed_out()
         return TooLate(allowed_ns / 1e9, running=running)
 
     def _refuse(self, calls: Sequence[Call], error: MusterError) -> None:

@@ -13,7 +13,7 @@ import itertools
 import random
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -28,7 +28,7 @@ from muster_agent.serving.config import ServingConfig
 from muster_agent.serving.feedback import FeedbackRing, Label
 from muster_agent.serving.rooms import TooLate
 from muster_agent.serving.table import ModelUnknown, Place, ServingTable
-from muster_agent.serving.tracing import Tracing
+from muster_agent.serving.tracing import Exemplar, Tracing
 from muster_agent.serving.trial import Shadow
 from muster_shared.errors import MusterError
 from muster_shared.ids import ModelName
@@ -226,6 +226,10 @@ class Service:
         """Tell `tracing` of every call that ends."""
         self._tracing = tracing
 
+    def exemplars(self) -> Mapping[tuple[str, str, str], Exemplar]:
+        """Return the newest traced call by model, version and stage."""
+        return {} if self._tracing is None else self._tracing.exemplars
+
     def id_of(self, call: Call) -> str:
         """Return what the call is known by: the caller's own id, or ours."""
         return call.request_id or f"{self.id_prefix}-{call.number:09x}"
@@ -253,6 +257,8 @@ class Service:
         call.batch = Batch(known, 0, rows_axis=place.batches)
         call.settled = True
         place.breaker.abandoned(call.arrived_ns, call.arrived_ns)
+        if place.counted is not None:
+            place.counted((call,))
         self._feedback.remember(place.model, (call,), place.served.manifest.labels, place.served.stats)
         if self._tracing is not None:
             self._tracing.record(place, call, self.id_of(call), time.perf_counter_ns())
@@ -317,6 +323,9 @@ class Service:
             calls = [call for call in calls if not isinstance(call, Shadow)]
             if not calls:
                 return  # Nobody waits for a shadow.
+        counted = place.counted
+        if counted is not None:
+            counted(calls)
         if calls[0].priority != Priority.LATER:  # Nobody labels batch work by the ids of its requests.
             batch = calls[0].batch
             together = (calls,) if batch is not None and batch is calls[-1].batch else [(call,) for call in calls]

@@ -9,8 +9,10 @@ import msgspec
 
 from muster_agent.core.latency import StageHistograms, StageSnapshot, bucket, quantile_ms
 from muster_agent.engines.port import InputRefused
-from muster_agent.serving.call import Call
+from muster_agent.serving.call import Call, Priority
 from muster_agent.serving.execution import Times
+
+NEVER_SLOW_NS = 1 << 62
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,6 +22,10 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Answered or failed: what the release was asked and could be asked."""
     errors: int = 0
     """Of those, failed in the engine or past their deadline: the release's fault."""
+    timed_out: int = 0
+    """Of the errors, past their deadline."""
+    slow: int = 0
+    """Answered later than the release claims, from whole request to answer; work for later has no such claim."""
     refused: int = 0
     """Requests that did not fit the manifest: the caller's fault, unless a new release changed what fits."""
     rejected: int = 0
@@ -61,6 +67,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         return Snapshot(
             requests=max(0, self.requests - earlier.requests),
             errors=max(0, self.errors - earlier.errors),
+            timed_out=max(0, self.timed_out - earlier.timed_out),
+            slow=max(0, self.slow - earlier.slow),
             refused=max(0, self.refused - earlier.refused),
             rejected=max(0, self.rejected - earlier.rejected),
             cancelled=max(0, self.cancelled - earlier.cancelled),
@@ -81,6 +89,8 @@ class WindowStats:
     def __init__(self) -> None:
         self._requests = 0
         self._errors = 0
+        self._timed_out = 0
+        self._slow = 0
         self._refused = 0
         self._rejected = 0
         self._cancelled = 0
@@ -93,6 +103,10 @@ class WindowStats:
         self._engine_us = 0
         self._latency: dict[int, int] = {}
         self._stages = StageHistograms()
+        self.slow_ns = NEVER_SLOW_NS
+        """What is answered later is slow: as the release's `slo.latency_ms_p95` has it."""
+        self.by_label: dict[tuple[int, bool], int] = {}
+        """Judged answers by (true class, whether it was right); labels that the release does not know are not there."""
         self.last_ns = 0
         """When the last answer was written, on the monotonic clock; 0: never."""
 
@@ -105,7 +119,10 @@ class WindowStats:
             if call.error is None:
                 answered += call.count
                 self._rows += call.rows
-                waited_ns += (now_ns - call.arrived_ns) * call.count
+                took_ns = now_ns - call.arrived_ns
+                waited_ns += took_ns * call.count
+                if took_ns > self.slow_ns and call.priority != Priority.LATER:
+                    self._slow += call.count
             elif isinstance(call.error, InputRefused):
                 self._refused += call.count
             else:
@@ -161,6 +178,11 @@ class WindowStats:
         self._requests += 1
         self._errors += 1
 
+    def timed_out(self) -> None:
+        """Count a request that failed by its deadline."""
+        self.failed()
+        self._timed_out += 1
+
     def refused(self) -> None:
         self._refused += 1
 
@@ -170,14 +192,33 @@ class WindowStats:
     def cancelled(self) -> None:
         self._cancelled += 1
 
-    def labelled(self, *, right: bool) -> None:
+    def labelled(self, *, right: bool, true: int | None = None) -> None:
+        """Count a judged answer.
+
+        Args:
+            true: The class that it should have been; None: one that the release does not know.
+        """
         self._labelled += 1
         self._right += right
+        if true is not None:
+            self.by_label[true, right] = self.by_label.get((true, right), 0) + 1
+
+    @property
+    def rows(self) -> int:
+        """Inferences that were answered."""
+        return self._rows
+
+    @property
+    def engine_us(self) -> int:
+        """Sum over the calls of the engine that gave an answer."""
+        return self._engine_us
 
     def snapshot(self) -> Snapshot:
         return Snapshot(
             requests=self._requests,
             errors=self._errors,
+            timed_out=self._timed_out,
+            slow=self._slow,
             refused=self._refused,
             rejected=self._rejected,
             cancelled=self._cancelled,

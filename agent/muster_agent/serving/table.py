@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 import structlog
@@ -28,6 +28,8 @@ from muster_agent.engines.port import Array, Session
 from muster_agent.engines.tensors import DTYPES
 from muster_agent.io.glibc import release_memory
 from muster_agent.io.host import usable_cpus
+from muster_agent.metrics.port import DriftState
+from muster_agent.metrics.reference import Reference
 from muster_agent.serving.call import Call, Raw, Shape
 from muster_agent.serving.config import PRIORITIES, ModelConfig, ServingConfig
 from muster_agent.serving.execution import Execution
@@ -67,10 +69,22 @@ class Served:
     plan: ServingPlan
     """How its requests run."""
     variant: str = ""
+    reference: Reference | None = None
+    """What its confidence and inputs were like when it was made; None: unknown, or unreadable."""
     predictor: PredictorOf | None = None
     """What makes tensors of files, and sense of answers; None when the release has no pipeline."""
     slot: Literal["active", "standby"] = "active"
     stats: WindowStats = field(default_factory=WindowStats)
+
+
+class Metered(Protocol):
+    """What is known of a release beside its counts. To read only."""
+
+    @property
+    def cpu_ms(self) -> float: ...
+
+    @property
+    def drift(self) -> DriftState: ...
 
 
 class Place:
@@ -132,8 +146,12 @@ class Place:
         self.bulk = make(msgspec.structs.replace(plan, inline=False, instances_min=0)) if plan.inline else self.room
         self.understood: dict[bytes, Ask] = {}
         """What a front has understood of requests to this release, by the bytes that said it. The front bounds it."""
+        self.counted: Callable[[Sequence[Call]], None] | None = None
+        """Is told, on the loop, of the calls of each batch that have ended, for the metrics; None: nobody counts."""
+        self.meter: Metered | None = None
         self.provenance: Provenance | None = None
         """What its answers say of their origin, made by the first."""
+        served.stats.slow_ns = int(manifest.slo.latency_ms_p95 * 1e6)
         self.closed = threading.Event()
         self._emptied = emptied
         self._guests = 0
@@ -218,6 +236,7 @@ class ServingTable:
         """Candidates by model; replaced as a whole."""
         self._pressure = Pressure()
         self._observer: Callable[[Place, Sequence[Call]], None] = lambda place, calls: None
+        self._begins: Callable[[Place], None] = lambda place: None
         self.serving: Mapping[ModelName, Place] = {}
         """What serves now, by model; replaced as a whole."""
         self._lock = threading.Lock()
@@ -233,11 +252,16 @@ class ServingTable:
         """Tell `observer`, on the serving loop, of the calls of each batch once they have settled."""
         self._observer = observer
 
+    def before_serving(self, act: Callable[[Place], None]) -> None:
+        """Let `act` see each place before it answers callers, on whatever thread puts it there. Not a shadow's."""
+        self._begins = act
+
     def switch(self, model: ModelName, served: Served) -> None:
         """Serve `served` from now on. The release before it ends its requests, and its session is closed."""
         if served.manifest.model != model:
             raise AssertionError(f"a release of {served.manifest.model} cannot serve as {model}")
         place = Place(served, self._config, self._pressure, self._ran, self._unload)
+        self._begins(place)
         with self._lock:
             old = self.serving.get(model)
             self.serving = {**self.serving, model: place}
@@ -272,6 +296,8 @@ class ServingTable:
         split = Split(mode, served.manifest_sha256, share)
         trial = Trial(split, primary.served.manifest, served.manifest, draw)
         place = Place(served, self._config, self._pressure, self._ran, self._unload)
+        if mode is Mode.CANARY:
+            self._begins(place)
         self.end_trial(model)
         with self._lock:
             self.trials = {**self.trials, model: Beside(place, trial)}
@@ -294,6 +320,8 @@ class ServingTable:
                 return False
             place, old = beside.place, self.serving.get(model)
             place.served = replace(place.served, slot="active")
+            if beside.trial.split.mode is not Mode.CANARY:
+                self._begins(place)
             self.serving = {**self.serving, model: place}
             self.trials = {name: other for name, other in self.trials.items() if name != model}
         log.info("serving_switched", model=model, version=place.version, engine=place.served.session.achieved.engine)

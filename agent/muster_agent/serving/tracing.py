@@ -9,6 +9,8 @@ caller that does not sample is not traced; callers without a trace are, in a sha
 
 import random
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from muster_agent.errors import ConfigInvalid
@@ -18,10 +20,27 @@ from muster_agent.serving.table import Place
 
 QUEUE_SPANS_MAX = 2048
 SCOPE = "muster-agent"
+EXEMPLARS_MAX = 64
+
+
+@dataclass(frozen=True)
+class Exemplar:
+    """One call that stands for many: where the trace of such a latency is found."""
+
+    trace_id: str
+    """32 hex digits."""
+    seconds: float
+    at: float
+    """Unix seconds."""
 
 
 class Tracing(Protocol):
     """Where finished calls are told."""
+
+    @property
+    def exemplars(self) -> Mapping[tuple[str, str, str], Exemplar]:
+        """Return the newest traced call by model, version and stage (queue, compute)."""
+        ...
 
     def record(self, place: Place, call: Call, request_id: str, now_ns: int) -> None:
         """Tell of a call that ended at `now_ns` of the monotonic clock."""
@@ -56,6 +75,12 @@ class OtlpTracing:
         self._failed = Status(StatusCode.ERROR)
         self._root_share = config.root_share
         self._draw = random.Random().random
+        self._exemplars: dict[tuple[str, str, str], Exemplar] = {}
+
+    @property
+    def exemplars(self) -> Mapping[tuple[str, str, str], Exemplar]:
+        """See `Tracing.exemplars`."""
+        return self._exemplars
 
     def record(self, place: Place, call: Call, request_id: str, now_ns: int) -> None:
         """See `Tracing.record`."""
@@ -89,7 +114,17 @@ class OtlpTracing:
             computing_ns = max(begin_ns, computed_ns - call.batch.engine_ns)
             self._tracer.start_span("queue", within, start_time=begin_ns).end(computing_ns)
             self._tracer.start_span("compute", within, start_time=computing_ns).end(computed_ns)
+            trace_id = f"{span.get_span_context().trace_id:032x}"
+            self._remember(place, "queue", Exemplar(trace_id, (computing_ns - begin_ns) / 1e9, computed_ns / 1e9))
+            self._remember(place, "compute", Exemplar(trace_id, call.batch.engine_ns / 1e9, computed_ns / 1e9))
         span.end(now_ns + epoch_ns)
+
+    def _remember(self, place: Place, stage: str, exemplar: Exemplar) -> None:
+        key = (place.model, place.version, stage)
+        self._exemplars.pop(key, None)
+        self._exemplars[key] = exemplar
+        if len(self._exemplars) > EXEMPLARS_MAX:  # Of releases that are gone.
+            del self._exemplars[next(iter(self._exemplars))]
 
     def close(self) -> None:
         """See `Tracing.close`."""

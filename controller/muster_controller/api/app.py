@@ -6,15 +6,22 @@ from fastapi import FastAPI
 
 from muster_controller import __version__
 from muster_controller.api import (
+    alerts,
     audit,
     devices,
     diff,
+    export,
     fleet,
     identity,
+    metrics,
+    mixers,
     models,
+    objectives,
     operators,
     policies,
     problems,
+    prometheus,
+    review,
     rollouts,
     sessions,
 )
@@ -63,9 +70,28 @@ def create_app(services: Services) -> FastAPI:
         responses={"default": {"model": Problem, "description": "A problem.", "content": {MEDIA_TYPE: {}}}},
     )
     app.state.services = services
+    app.state.exposition = prometheus.Exposition()
     problems.install(app)
-    for module in (fleet, devices, models, rollouts, policies, diff, audit, sessions, operators, identity):
+    for module in (
+        fleet,
+        devices,
+        models,
+        rollouts,
+        policies,
+        diff,
+        audit,
+        sessions,
+        operators,
+        identity,
+        metrics,
+        mixers,
+        alerts,
+        objectives,
+        review,
+        export,
+    ):
         app.include_router(module.router, prefix=PREFIX)
     app.include_router(fleet.outside)
+    app.include_router(prometheus.router)
     app.add_middleware(Guard, edge=lambda: services.edge)
     return app

@@ -81,8 +81,8 @@ async def stream(
     given: Given,
     last_event_id: Annotated[str | None, Header(description="Continue after this id.")] = None,
 ) -> EventSourceResponse:
-    """Tell what changes: `device`, `rollout`, `model` and `note` name one thing to look at again; `reset` says to look
-    at everything; `heartbeat` comes every ten seconds. Ids continue across reconnects."""
+    """Tell what changes: `device`, `rollout`, `model`, `alert` and `note` name one thing to look at again; `reset` says
+    to look at everything; `heartbeat` comes every ten seconds. Ids continue across reconnects."""
 
     bare = replace(given, committed=given.whole) if given.whole is not None else given
 

@@ -26,6 +26,8 @@ SAFE = ("GET", "HEAD", "OPTIONS")
 WRITE_TYPES = ("application/json", "application/octet-stream")
 FORM_TYPE = "application/x-www-form-urlencoded"
 API = "/api/"
+PROGRAMS = (API, "/metrics")
+"""Where programs ask: they are told 401, and not sent to a page to log in."""
 LOGIN = "/login"
 STATIC = "/static/"
 OPEN = (LOGIN, "/login/once", "/login/oidc", "/login/oidc/callback", "/healthz", "/api/v1/login")
@@ -144,7 +146,7 @@ def _check_principal(scope: Scope, headers: Headers, principal: Principal | None
     if principal is None:
         if is_open and "authorization" not in headers:
             return None
-        if path.startswith(API) or is_open or scope["method"] not in SAFE:
+        if path.startswith(PROGRAMS) or is_open or scope["method"] not in SAFE:
             raise Refused(401, "unauthenticated", HOW_TO_LOG_IN, {"WWW-Authenticate": 'Bearer realm="muster"'})
         query = scope.get("query_string", b"").decode("latin-1")
         target = f"{path}?{query}" if query else path

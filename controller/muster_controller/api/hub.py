@@ -16,7 +16,7 @@ BURST_MAX = 200  # Things told at once; when more changed, looking at everything
 GATHER_S = 0.25  # Changes are gathered this long, so that a wave is one burst and not a thousand.
 HEARTBEAT_S = 10.0
 
-Kind = Literal["device", "rollout", "note", "model"]
+Kind = Literal["device", "rollout", "note", "model", "alert"]
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from muster_controller.alerts.errors import ReceiverInvalid, TellingFailed
 from muster_controller.core.policy import PolicyInvalid
 from muster_controller.core.rollout.events import OrderRefused
 from muster_controller.core.selector import SelectorInvalid
 from muster_controller.db.errors import LedgerError, LedgerMisused, LedgerRefused
+from muster_controller.db.metrics_store import TooMuchAsked
 from muster_controller.errors import Conflict, FleetUnavailable, NotFound
 from muster_controller.identity.errors import EnrolmentConflict, IdentityError
 from muster_controller.operators.errors import (
@@ -67,8 +69,11 @@ PROBLEMS: tuple[tuple[type[Exception], int, str], ...] = (
     (WireError, 422, "name-invalid"),
     (KeyMissing, 500, "key-missing"),
     (RegistryError, 422, "registry-refused"),
+    (ReceiverInvalid, 422, "receiver-invalid"),
+    (TellingFailed, 502, "telling-failed"),
     (EnrolmentConflict, 409, "enrolment-conflict"),
     (IdentityError, 422, "identity-refused"),
+    (TooMuchAsked, 422, "too-much"),
     (FleetUnavailable, 503, "unavailable"),
     (LedgerRefused, 500, "database-refused"),
     (LedgerMisused, 500, "internal"),

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from muster_controller.alerts.desk import AlertDesk
 from muster_controller.api.authentication import Edge, Who
 from muster_controller.api.hub import Hub
 from muster_controller.api.rollout_views import rollout_summary
@@ -14,19 +15,24 @@ from muster_controller.api.schemas import ExpiryView, Status, VersionView
 from muster_controller.api.standing import sums
 from muster_controller.api.views import newest_baselines
 from muster_controller.audit.book import AuditBook
+from muster_controller.core.metrics.statement import markdown
 from muster_controller.core.rollout.state import Rollout
+from muster_controller.db.metrics_store import MetricsStore
 from muster_controller.db.reader import LedgerReader
 from muster_controller.db.snapshot import Committed
 from muster_controller.errors import NotFound
+from muster_controller.export.reading import MetricsReading
 from muster_controller.fleet import Fleet
 from muster_controller.gateway.fleet_thread import FleetThread
 from muster_controller.groups import labels_of
 from muster_controller.identity.desk import IdentityDesk
+from muster_controller.metrics.stating import stated
 from muster_controller.operators.oidc import Oidc
 from muster_controller.operators.roles import Principal, fits
 from muster_controller.operators.service import Operators
 from muster_controller.ports import Device
 from muster_controller.releases import Releases
+from muster_controller.review.desk import ReviewDesk
 from muster_shared import ids
 from muster_shared.ids import DeviceId, FleetId, ModelName, RolloutId
 from muster_shared.messages import ReleaseRef
@@ -53,6 +59,10 @@ class Services:
     edge: Edge
     audit: AuditBook
     identity: IdentityDesk
+    alerts: AlertDesk
+    metrics: MetricsStore
+    metrics_reading: MetricsReading
+    reviews: ReviewDesk
     open_lab: bool = False
     """Whether the broker takes anybody on this machine."""
     oidc: Oidc | None = None
@@ -148,6 +158,10 @@ class Services:
             expiries=self.expiries(),
             counters=self.counters(),
         )
+
+    def statement(self) -> str:
+        """Return the privacy statement with the parameters in force, as Markdown."""
+        return markdown(stated(self.fleet_id, self.clock(), self.releases, self.metrics))
 
     async def republish_trust(self, what: str, subject: str, detail: str) -> None:
         """Say the trust metadata to the fleet again, because it changed, and write down what did."""

@@ -9,7 +9,7 @@ from pathlib import PurePath
 
 from muster_controller.broker.permissions import Access, Role, filters
 from muster_controller.broker.security import Admission
-from muster_controller.client_names import controller_name
+from muster_controller.client_names import controller_name, mixer_name
 from muster_shared.ids import DeviceId, FleetId
 
 CONFIGURATION = "emqx.conf"
@@ -54,20 +54,22 @@ authorization {{
 """
 
 
-def acl(fleet: FleetId, revoked: Iterable[DeviceId] = ()) -> str:
+def acl(fleet: FleetId, revoked: Iterable[DeviceId] = (), mixers: Iterable[str] = ()) -> str:
     """Return the file of rules.
 
     A subscription is held against a rule's filter level by level, with its own wildcards as plain words. So `trust/#`
     passes for `trust/+`; it reaches nothing more, as the levels below do not exist.
     """
-    controller = controller_name(fleet)
     lines = ["%% Who may do what. The first rule that fits decides."]
     lines += [f'{{deny, {{username, "{device}"}}, all, ["#"]}}.' for device in revoked]
-    lines += [
-        f'{{allow, {{username, "{controller}"}}, {access}, {_list(filters(Role.CONTROLLER, access, fleet))}}}.'
-        for access in Access
-    ]
-    lines.append(f'{{deny, {{username, "{controller}"}}, all, ["#"]}}.')
+    named = [(controller_name(fleet), Role.CONTROLLER, "")]
+    named += [(mixer_name(fleet, mixer), Role.MIXER, mixer) for mixer in mixers]
+    for name, role, own in named:
+        lines += [
+            f'{{allow, {{username, "{name}"}}, {access}, {_list(filters(role, access, fleet, own))}}}.'
+            for access in Access
+        ]
+        lines.append(f'{{deny, {{username, "{name}"}}, all, ["#"]}}.')
     lines += [f"{{allow, all, {access}, {_list(filters(Role.DEVICE, access, fleet, _ANYBODY))}}}." for access in Access]
     lines.append("{deny, all}.")
     return "\n".join(lines) + "\n"

@@ -41,7 +41,9 @@ def handouts(broker: Foreign, admission: Admission, port: int) -> list[Handout]:
 
 
 def _mosquitto(admission: Admission, port: int) -> list[Handout]:
-    acl = Handout("muster.acl", "/etc/mosquitto/muster.acl", mosquitto.acl(admission.fleet, admission.revoked))
+    acl = Handout(
+        "muster.acl", "/etc/mosquitto/muster.acl", mosquitto.acl(admission.fleet, admission.revoked, admission.mixers)
+    )
     lines = [
         *_head(
             admission,
@@ -101,7 +103,7 @@ def _emqx(admission: Admission, port: int) -> list[Handout]:
     ]
     return [
         Handout("muster-emqx.conf", f"the end of {place}", "\n".join(lines)),
-        Handout("muster-acl.conf", str(rules), emqx.acl(admission.fleet, admission.revoked)),
+        Handout("muster-acl.conf", str(rules), emqx.acl(admission.fleet, admission.revoked, admission.mixers)),
     ]
 
 
@@ -113,6 +115,7 @@ def _head(admission: Admission, product: str, place: str, check: str) -> list[st
         "#     several fleets share a root, give each its own broker or its own intermediate and revocation list.",
         f"#   {tls.certificate}, {tls.key}  the broker's own, for the names that devices use: `muster ca server`.",
         *([f"#   {tls.crl}  `ca/crl.pem` of the controller's folder; copy it whenever it changes."] if tls.crl else []),
-        f"# The controller comes with a certificate for {controller_name(admission.fleet)}, devices with their ids.",
+        f"# The controller comes with a certificate for {controller_name(admission.fleet)}, devices with their ids,",
+        f"# mixers with mixer.<mixer>.{admission.fleet}. The controller must not read metrics: change nothing there.",
         "# What each may do is the same on every broker: `muster broker config` writes it from one table.",
     ]

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from muster_controller.broker.permissions import Access, Role, filters
+from muster_controller.broker.permissions import Access, Role, denied, filters
 from muster_controller.broker.security import Admission, TlsFiles
-from muster_controller.client_names import controller_name
+from muster_controller.client_names import controller_name, mixer_name
 from muster_shared.ids import DeviceId, FleetId
 
 EXECUTABLE = "mosquitto"
@@ -83,7 +83,7 @@ class Mosquitto:
         ]
         return {
             CONFIGURATION: _text(lines + _storage(folder)),
-            ACL: acl(admission.fleet, admission.revoked),
+            ACL: acl(admission.fleet, admission.revoked, admission.mixers),
         }
 
 
@@ -100,16 +100,16 @@ def tls_lines(tls: TlsFiles) -> list[str]:
     ]
 
 
-def acl(fleet: FleetId, revoked: Iterable[DeviceId] = ()) -> str:
+def acl(fleet: FleetId, revoked: Iterable[DeviceId] = (), mixers: Iterable[str] = ()) -> str:
     """Return the ACL file. What it does not allow is denied.
 
     Mosquitto checks rights when messages move, not when a subscription is made: a SUBACK says yes to everybody.
+    Patterns are for everybody, too: what controller and mixers must not do is denied to them by name.
     """
-    lines = [
-        "# Who may do what. The name is that of the certificate; %u stands for it.",
-        f"user {controller_name(fleet)}",
-        *(f"topic {_WORDS[access]} {one}" for access in Access for one in filters(Role.CONTROLLER, access, fleet)),
-    ]
+    lines = ["# Who may do what. The name is that of the certificate; %u stands for it."]
+    lines += _named(controller_name(fleet), Role.CONTROLLER, fleet, "")
+    for mixer in mixers:
+        lines += ["", *_named(mixer_name(fleet, mixer), Role.MIXER, fleet, mixer)]
     for device in revoked:
         lines += ["", f"user {device}", "topic deny #"]  # Read before the patterns.
     lines += [
@@ -118,6 +118,14 @@ def acl(fleet: FleetId, revoked: Iterable[DeviceId] = ()) -> str:
         *(f"pattern {_WORDS[access]} {one}" for access in Access for one in filters(Role.DEVICE, access, fleet, "%u")),
     ]
     return _text(lines)
+
+
+def _named(name: str, role: Role, fleet: FleetId, own: str) -> list[str]:
+    return [
+        f"user {name}",
+        *(f"topic deny {one}" for one in denied(role, fleet)),
+        *(f"topic {_WORDS[access]} {one}" for access in Access for one in filters(role, access, fleet, own)),
+    ]
 
 
 def _storage(folder: Path) -> list[str]:

@@ -18,7 +18,7 @@ from typing import Self
 
 from muster_controller.broker.permissions import Access, Role, filters
 from muster_controller.broker.security import Admission
-from muster_controller.client_names import controller_name, urn
+from muster_controller.client_names import controller_name, mixer_name, urn
 from muster_shared.ids import FleetId
 
 EXECUTABLE = "nats-server"
@@ -127,20 +127,21 @@ def tls(admission: Admission) -> dict[str, object]:
 
 
 def authorization(admission: Admission) -> str:
-    """Return the JSON of the users: the controller, and every device that may come."""
+    """Return the JSON of the users: the controller, the mixers, and every device that may come."""
     fleet, revoked = admission.fleet, set(admission.revoked)
-    users = [_user(Role.CONTROLLER, controller_name(fleet), fleet)]
-    users += [_user(Role.DEVICE, device, fleet) for device in admission.devices if device not in revoked]
+    users = [_user(Role.CONTROLLER, controller_name(fleet), fleet, "")]
+    users += [_user(Role.MIXER, mixer_name(fleet, mixer), fleet, mixer) for mixer in admission.mixers]
+    users += [_user(Role.DEVICE, device, fleet, device) for device in admission.devices if device not in revoked]
     return '{"users": [\n    ' + ",\n    ".join(users) + "\n  ]}"
 
 
-def _user(role: Role, name: str, fleet: FleetId) -> str:
+def _user(role: Role, name: str, fleet: FleetId, own: str) -> str:
     """Return the JSON of one client, by the URI in its certificate.
 
     Not by the subject too: NATS would compare it with the names of all users, 13 ms with ten thousand, each time that
     somebody comes whose URI is not listed, such as a revoked device that tries again and again.
     """
-    allowed = {access: [_subject(one) for one in filters(role, access, fleet, name)] for access in Access}
+    allowed = {access: [_subject(one) for one in filters(role, access, fleet, own)] for access in Access}
     return json.dumps(
         {
             "user": urn(fleet, name),

@@ -28,7 +28,8 @@ class BrokerSecurity:
         client_certificate, client_key: PEM, the controller's own client certificate (`CN=controller.<fleet>`). The
             readiness probe shows it; it asks for no session, so the controller's connection is not disturbed.
         devices: those that may come: accepted and not revoked. NATS needs each by its name.
-        revoked: those that may not come although their certificate has not expired.
+        revoked: those that may not come although their certificate has not expired; mixers by the names in theirs.
+        mixers: those that were admitted, by id.
         crl: PEM, one list for each issuer of device certificates; Mosquitto alone reads it, and takes certificates of
             no issuer that has none. It must be valid until the next `refresh`, or everybody is refused, and each must
             have a later `thisUpdate` (to the second) than the one before, or OpenSSL may keep the old one.
@@ -48,6 +49,7 @@ class BrokerSecurity:
     crl: Path | None = None
     host: str = "127.0.0.1"
     name: str = "localhost"
+    mixers: Callable[[], Iterable[str]] = tuple
 
     @property
     def controller_name(self) -> str:
@@ -61,8 +63,11 @@ class BrokerSecurity:
 
     def admission(self) -> "Admission":
         """Ask who may come, now. Raises whatever the call-backs raise."""
-        tls = TlsFiles(self.ca, self.certificate, self.key, self.crl)
-        return Admission(self.fleet, self.host, tls, tuple(sorted(self.devices())), tuple(sorted(self.revoked())))
+        # A broker runs in a folder of its own, and would look for `muster-data` there.
+        crl = None if self.crl is None else self.crl.absolute()
+        tls = TlsFiles(self.ca.absolute(), self.certificate.absolute(), self.key.absolute(), crl)
+        devices, revoked = tuple(sorted(self.devices())), tuple(sorted(self.revoked()))
+        return Admission(self.fleet, self.host, tls, devices, revoked, tuple(sorted(self.mixers())))
 
 
 @dataclass(frozen=True)
@@ -84,3 +89,4 @@ class Admission:
     tls: TlsFiles
     devices: tuple[DeviceId, ...] = ()
     revoked: tuple[DeviceId, ...] = ()
+    mixers: tuple[str, ...] = ()

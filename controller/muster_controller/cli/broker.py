@@ -13,6 +13,7 @@ from muster_controller.broker.security import Admission, TlsFiles
 from muster_controller.cli.arguments import AsJson
 from muster_controller.cli.client import EXIT_CODES, connect, refuse
 from muster_controller.cli.output import emit, fail
+from muster_controller.client_names import mixer_name
 from muster_controller.registry import durable
 from muster_shared import ids
 from muster_shared.errors import MusterError
@@ -51,6 +52,7 @@ def config(
         Path | None, typer.Option(help="With --offline: a device's id in each line; - is stdin.")
     ] = None,
     revoked: Annotated[Path | None, typer.Option(help="With --offline: those that may not come any more.")] = None,
+    mixers: Annotated[Path | None, typer.Option(help="With --offline: a mixer's name in each line.")] = None,
     out: Annotated[Path | None, typer.Option(help="A folder to write the files to, instead of printing them.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -59,13 +61,14 @@ def config(
     Write it again after devices were enrolled (NATS) or revoked (all), and make the broker read it. docs/brokers.md
     says for each how, and what it cannot do.
     """
-    if (devices or revoked) and not offline:
-        fail("--devices and --revoked are for --offline; without it the controller says who is enrolled")
+    if (devices or revoked or mixers) and not offline:
+        fail("--devices, --revoked and --mixers are for --offline; without it the controller says who is enrolled")
     try:
-        lists = (_read(devices), _read(revoked)) if offline else _ask(context)
+        known = FleetId(ids.name(fleet, "fleet"))
+        lists = (_read(devices), _read(revoked), _read(mixers)) if offline else _ask(context, known)
         folder = _FOLDERS[broker]
         tls = TlsFiles(ca or folder / "ca.pem", cert or folder / "broker.pem", key or folder / "broker.key", crl)
-        admission = Admission(FleetId(ids.name(fleet, "fleet")), host, tls, *lists)
+        admission = Admission(known, host, tls, *lists)
     except (MusterError, OSError) as error:
         refuse(error)
     files = handouts(broker, admission, port)
@@ -91,12 +94,15 @@ def _print(files: list[Handout]) -> None:
         sys.stdout.write(one.text if len(files) == 1 else f"##### {one.place} #####\n{one.text}\n")
 
 
-def _ask(context: typer.Context) -> tuple[tuple[DeviceId, ...], tuple[DeviceId, ...]]:
+def _ask(context: typer.Context, fleet: FleetId) -> tuple[tuple[DeviceId, ...], tuple[DeviceId, ...], tuple[str, ...]]:
+    """Return which devices may come, which names may not, and which mixers may."""
     with connect(context) as api:
         found = api.pages("/identities", "identities", ALL, {})
+        mixers = api.get("/mixers")["mixers"]
     accepted = tuple(DeviceId(one["device"]) for one in found if one["state"] == "accepted")
     gone = tuple(DeviceId(one["device"]) for one in found if one["state"] in ("revoked", "rejected"))
-    return accepted, gone
+    gone += tuple(DeviceId(mixer_name(fleet, one["mixer"])) for one in mixers if one["state"] == "revoked")
+    return accepted, gone, tuple(one["mixer"] for one in mixers if one["state"] == "accepted")
 
 
 def _read(file: Path | None) -> tuple[DeviceId, ...]:

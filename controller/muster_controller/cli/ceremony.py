@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from muster_controller.cli.arguments import AsJson
+from muster_controller.cli.mixer_cards import read_mixers
 from muster_controller.cli.output import emit, fail
 from muster_controller.config import DATA
 from muster_controller.registry import ceremony as steps
@@ -69,6 +70,9 @@ Thresholds = Annotated[
 OnlineKeys = Annotated[
     Path | None, typer.Option(help="The controller's next public keys, of `muster key ceremony online-keys`.")
 ]
+Mixers = Annotated[
+    list[Path] | None, typer.Option("--mixer", help="A mixer's mixer.json: devices seal their metrics to it; repeat.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would happen and write nothing.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing.")]
 
@@ -114,6 +118,7 @@ def create(
     online_keys: Annotated[Path, typer.Option(help="The controller's public keys, of `muster trust online-keys`.")],
     key: Keys = None,
     threshold: Thresholds = None,
+    mixer: Mixers = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -121,7 +126,8 @@ def create(
 
     def make(now: datetime) -> Ceremony:
         online = parse_online_keys(online_keys.read_bytes())
-        return ceremony_begin.begin_create(_identity(), key or [], _thresholds(threshold), online, now)
+        mixers = read_mixers(mixer)
+        return ceremony_begin.begin_create(_identity(), key or [], _thresholds(threshold), online, now, mixers)
 
     _begin(file, make, dry_run, as_json)
 
@@ -139,6 +145,10 @@ def rotate(
         list[str] | None, typer.Option(help="A role to sign anew before it runs out: root, targets, release-digits.")
     ] = None,
     online_keys: OnlineKeys = None,
+    mixer: Mixers = None,
+    remove_mixer: Annotated[
+        list[str] | None, typer.Option(help="The id of a mixer key to which devices seal no more; repeat.")
+    ] = None,
     current: Annotated[
         list[str] | None,
         typer.Option(help="release-digits=FILE: a release role as the controller has it, if the folder is behind."),
@@ -150,7 +160,15 @@ def rotate(
 
     def make(now: datetime) -> Ceremony:
         online = parse_online_keys(online_keys.read_bytes()) if online_keys is not None else None
-        rotation = Rotation(tuple(key or ()), tuple(remove or ()), _thresholds(threshold), tuple(renew or ()), online)
+        rotation = Rotation(
+            tuple(key or ()),
+            tuple(remove or ()),
+            _thresholds(threshold),
+            tuple(renew or ()),
+            online,
+            read_mixers(mixer),
+            tuple(remove_mixer or ()),
+        )
         given = {role: Path(path).read_bytes() for role, path in _pairs(current, "release-digits=FILE")}
         return ceremony_begin.begin_rotate(_identity(), operator, rotation, given, now)
 

@@ -106,6 +106,10 @@ class Api:
         answer = self._send("POST", path, json=body)
         return answer.json() if answer.content else None
 
+    def put(self, path: str, body: object) -> Any:
+        """Return the JSON of the answer. Raises ApiProblem, ServerUnavailable."""
+        return self._send("PUT", path, json=body).json()
+
     def delete(self, path: str) -> None:
         """Raises ApiProblem, ServerUnavailable."""
         self._send("DELETE", path, headers={"Content-Type": "application/json"})

@@ -43,6 +43,31 @@ def devices(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     ]
 
 
+def alerts(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    found = _ask(context, "/alerts", state="firing", limit=SHOWN).get("alerts", [])
+    return [(each["id"], f"{each['rule']} {each['subject']}") for each in found if each["id"].startswith(incomplete)]
+
+
+def alert_rules(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    found = _ask(context, "/alerts/rules").get("rules", [])
+    return [(each["name"], each["title"]) for each in found if each["name"].startswith(incomplete)]
+
+
+def silences(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    found = _ask(context, "/silences").get("silences", [])
+    return [(each["id"], f"{each['rule']} {each['subject']}") for each in found if each["id"].startswith(incomplete)]
+
+
+def objectives(context: typer.Context, incomplete: str) -> list[str]:
+    found = _ask(context, "/objectives").get("objectives", [])
+    return [each["name"] for each in found if each["name"].startswith(incomplete)]
+
+
+def receivers(context: typer.Context, incomplete: str) -> list[str]:
+    found = _ask(context, "/receivers").get("receivers", [])
+    return [each["name"] for each in found if each["name"].startswith(incomplete)]
+
+
 def _ask(context: typer.Context, path: str, **params: str | int) -> dict[str, Any]:
     given = context.find_root().params.get("url") or os.environ.get(URL_VARIABLE)
     try:

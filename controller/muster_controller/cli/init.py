@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from muster_controller.cli.mixer_cards import read_mixers
 from muster_controller.cli.output import emit, fail
 from muster_controller.registry.keys import OnlinePublicKeys, parse_online_keys
 from muster_controller.registry.operator import METADATA_FOLDER, init_operator
@@ -36,6 +37,9 @@ def init(
     online_keys: Annotated[
         Path | None, typer.Option(help="File with the public online keys of a controller elsewhere.")
     ] = None,
+    mixer: Annotated[
+        list[Path] | None, typer.Option(help="A mixer's mixer.json: devices seal their metrics to it; repeat it.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Make the offline keys (2 of 3 each for root, targets and every model) and sign the first metadata.
@@ -47,8 +51,9 @@ def init(
     now = datetime.now(UTC)
     try:
         names = [ModelName(ids.name(name, "model")) for name in model or []]
+        mixers = read_mixers(mixer)
         online = _online(controller_data, online_keys)
-        offline = init_operator(folder, names, online, now)
+        offline = init_operator(folder, names, online, now, mixers=mixers)
         if controller_data is not None:
             TufRepository(controller_data).accept_offline(offline.root, offline.targets, offline.keys, now)
     except (MusterError, OSError) as error:
@@ -60,6 +65,8 @@ def init(
         console.print(f"Operator folder {folder}: keys and metadata for {', '.join(names) or 'no model yet'}.")
         console.print("Give each .pem in its keys folder to its holder; a model needs two of its three.")
         console.print(f"Devices are provisioned with {root}.")
+        for each in mixers:
+            console.print(f"Devices seal their metrics to mixer key {each}.", highlight=False)
         if data is None:
             console.print("Give the metadata folder to the controller.")
 

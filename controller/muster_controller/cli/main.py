@@ -15,15 +15,21 @@ from typer.core import TyperGroup
 
 from muster_controller import __version__
 from muster_controller.cli import (
+    alerts,
     audit,
     broker,
     ca,
     devices,
     enroll_tokens,
+    export,
     keys,
+    metrics,
+    mixer,
     models,
     policies,
+    receivers,
     rollouts,
+    slo,
     tokens,
     trust,
     users,
@@ -33,6 +39,7 @@ from muster_controller.cli.diff import diff
 from muster_controller.cli.init import init
 from muster_controller.cli.login import login, logout, whoami
 from muster_controller.cli.output import fail
+from muster_controller.cli.review import review
 from muster_controller.cli.rollback import rollback
 from muster_controller.cli.serve import serve
 from muster_controller.cli.status import status
@@ -84,6 +91,7 @@ app.command(epilog=EXIT_CODES)(logout)
 app.command(epilog=EXIT_CODES)(whoami)
 app.command(epilog=EXIT_CODES)(rollback)
 app.command(epilog=EXIT_CODES)(diff)
+app.command(epilog=EXIT_CODES)(review)
 app.add_typer(models.app, name="model")
 app.add_typer(rollouts.app, name="rollout", cls=_RolloutGroup)
 app.add_typer(policies.app, name="policy")
@@ -92,10 +100,17 @@ app.add_typer(enroll_tokens.app, name="enroll-token")
 app.add_typer(ca.app, name="ca")
 app.add_typer(broker.app, name="broker")
 app.add_typer(keys.app, name="key")
+app.add_typer(metrics.app, name="metrics")
+app.add_typer(mixer.app, name="mixer")
 app.add_typer(trust.app, name="trust")
 app.add_typer(users.app, name="user")
 app.add_typer(tokens.app, name="token")
 app.add_typer(audit.app, name="audit")
+app.add_typer(export.app, name="export")
+app.command(epilog=EXIT_CODES)(alerts.alerts)
+app.add_typer(alerts.app, name="alert")
+app.add_typer(slo.app, name="slo")
+app.add_typer(receivers.app, name="receiver")
 
 
 def _say_version(wanted: bool) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from muster_controller.alerts.smtp import SmtpConfig, parse_smtp
 from muster_controller.broker.embedded import BrokerKind
 from muster_controller.cli.output import fail
 from muster_controller.config import (
@@ -82,8 +83,26 @@ def serve(
     adopt_keys: Annotated[
         bool, typer.Option("--adopt-keys", help="The CA and keys in --data replace those that --database knows of.")
     ] = False,
+    smtp_url: Annotated[
+        str | None,
+        typer.Option(
+            envvar="MUSTER_SMTP_URL",
+            help="Where alerts are mailed by: smtps://user@host or smtp://user@host (STARTTLS); the password is"
+            " MUSTER_SMTP_PASSWORD.",
+        ),
+    ] = None,
+    smtp_sender: Annotated[
+        str, typer.Option(envvar="MUSTER_SMTP_SENDER", help="Who the mail is from. Default: the SMTP user.")
+    ] = "",
+    smtp_password_file: Annotated[
+        Path | None, typer.Option(help="A file with the SMTP password, instead of the variable.", dir_okay=False)
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Of the random order of devices in rollouts, to repeat a history. Default: none.")
+    ] = None,
+    otlp_url: Annotated[
+        str | None,
+        typer.Option(envvar="MUSTER_OTLP_URL", help="Push metrics to this OpenTelemetry collector: http://host:4318."),
     ] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="One JSON object a line.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
@@ -113,7 +132,9 @@ def serve(
         device_host=device_host,
         device_names=tuple(device_name or ()),
         adopt_keys=adopt_keys,
+        smtp=_smtp(smtp_url, smtp_sender, smtp_password_file),
         seed=seed,
+        otlp_url=otlp_url,
         log_json=log_json,
         verbose=verbose,
     )
@@ -131,6 +152,18 @@ def _tls(certificate: Path | None, key: Path | None, *, by_ca: bool) -> TlsFiles
     if certificate is None or key is None:
         fail("give --tls-cert and --tls-key together")
     return TlsFiles(certificate, key)
+
+
+def _smtp(url: str | None, sender: str, password_file: Path | None) -> SmtpConfig | None:
+    if url is None:
+        return None
+    try:
+        password = os.environ.get("MUSTER_SMTP_PASSWORD", "")
+        if password_file is not None:
+            password = password_file.read_text(encoding="utf-8").strip()
+        return parse_smtp(url, password, sender)
+    except (MusterError, OSError) as error:
+        fail(error)
 
 
 def _oidc(issuer: str | None, client_id: str, claim: str, roles: list[str]) -> OidcConfig | None:

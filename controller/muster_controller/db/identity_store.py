@@ -12,13 +12,15 @@ import msgspec
 from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
 
 from muster_controller.acting import Acting
+from muster_controller.client_names import mixer_of
 from muster_controller.db import audit
 from muster_controller.db.side import SideDatabase
-from muster_controller.db.tables import CertificateRow, EnrolTokenRow, IdentityRow, table
+from muster_controller.db.tables import CertificateRow, EnrolTokenRow, IdentityRow, MixerRow, table
 from muster_controller.identity.enrolment import Approval, Asked, Identity, IdentityState, Token
-from muster_shared.ids import DeviceId, Sha256
+from muster_shared.ids import DeviceId, FleetId, Sha256
 
 _TOKEN, _IDENTITY, _CERTIFICATE = table(EnrolTokenRow), table(IdentityRow), table(CertificateRow)
+_MIXER = table(MixerRow)
 _serials: msgspec.json.Decoder[dict[str, DeviceId | None]] = msgspec.json.Decoder(dict[str, DeviceId | None])
 _labels: msgspec.json.Decoder[dict[str, str]] = msgspec.json.Decoder(dict[str, str])
 
@@ -98,6 +100,28 @@ class IdentityReading:
         found = {*revoked, *(DeviceId(name) for name in self._connection.execute(held).scalars() if "." not in name)}
         return sorted(found - set(self.names(IdentityState.ACCEPTED)))
 
+    def mixers(self, fleet: FleetId, state: IdentityState | None = None) -> list[Identity]:
+        """Return the mixers of a state, by name: identities whose name no device can have."""
+        query = select(_IDENTITY).where(_IDENTITY.c.device.like("mixer.%")).order_by(_IDENTITY.c.device)
+        if state is not None:
+            query = query.where(_IDENTITY.c.state == state.value)
+        rows = self._connection.execute(query).mappings()
+        return [_identity(row) for row in rows if mixer_of(row["device"], fleet) is not None]
+
+    def barred_mixers(self, fleet: FleetId, now: float) -> list[DeviceId]:
+        """Return as `barred` which mixers may not come, by the names in their certificates."""
+        held = select(_CERTIFICATE.c.device).where(_CERTIFICATE.c.device.like("mixer.%"))
+        held = held.where(_CERTIFICATE.c.revoked_at.is_not(None), _CERTIFICATE.c.expires_at > now)
+        names = (DeviceId(name) for name in self._connection.execute(held).scalars())
+        found = {name for name in names if mixer_of(name, fleet) is not None}
+        found |= {each.device for each in self.mixers(fleet, IdentityState.REVOKED)}
+        return sorted(found - {each.device for each in self.mixers(fleet, IdentityState.ACCEPTED)})
+
+    def mixer_keys(self) -> dict[str, tuple[str, float]]:
+        """Return of every mixer what its key is called (hex of its public half) and when it was heard last, by id."""
+        rows = self._connection.execute(select(_MIXER.c.id, _MIXER.c.public_key, _MIXER.c.seen_at)).all()
+        return {str(row.id): (str(row.public_key), float(row.seen_at)) for row in rows}
+
     def related(self, asked: Asked) -> list[Identity]:
         """Return the identities that `decide` has to know of.
 
@@ -110,6 +134,11 @@ class IdentityReading:
                 same |= (_IDENTITY.c.hardware_serial == asked.serial) & (_IDENTITY.c.token == asked.token_id)
         rows = self._connection.execute(select(_IDENTITY).where(same).order_by(_IDENTITY.c.device)).mappings()
         return [_identity(row) for row in rows]
+
+    def has_key(self, fingerprint: Sha256) -> bool:
+        """Whether some identity, revoked and forgotten ones too, has this key."""
+        query = select(_IDENTITY.c.device).where(_IDENTITY.c.fingerprint == fingerprint)
+        return self._connection.execute(query).first() is not None
 
     def is_used(self, nonce: str) -> bool:
         query = select(_CERTIFICATE.c.serial).where(_CERTIFICATE.c.nonce == nonce)
@@ -177,6 +206,13 @@ class IdentityWriting(IdentityReading):
         if changed.rowcount == 0:
             self._connection.execute(insert(_IDENTITY).values(device=identity.device, **values))
         self.note(action, identity.device, detail)
+
+    def save_mixer_key(self, mixer: str, public_key: str) -> None:
+        """Write down the key (hex) of a mixer, known or not."""
+        changed = self._connection.execute(update(_MIXER).where(_MIXER.c.id == mixer).values(public_key=public_key))
+        if changed.rowcount == 0:
+            made = {"created_at": self._now, "created_by": self._who.actor, "seen_at": 0.0}
+            self._connection.execute(insert(_MIXER).values(id=mixer, public_key=public_key, **made))
 
     def forget(self, identity: Identity) -> None:
         """Free the name. A revoked key stays refused, under a name that no device can have."""

@@ -480,6 +480,10 @@ class AlertRow(Row, table=True):
     seen_at: float
     """When its condition held last."""
     resolved_at: float | None = None
+    told_at: float | None = None
+    """When receivers were told last that it fires; None: never."""
+    times: int
+    """How often it came back soon after it had ended."""
     acknowledged_by: str
     acknowledged_at: float | None = None
     comment: str = Field(sa_column=Column(Text, nullable=False))

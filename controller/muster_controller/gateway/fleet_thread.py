@@ -82,10 +82,12 @@ class FleetThread:
         ack: Callable[[AckToken], None],
         chores: Sequence[Chore] = (),
         on_moved: Callable[[], None] = lambda: None,
+        on_mixed: Callable[[Sequence[tuple[topics.MixedTopic, bytes]]], None] = lambda messages: None,
     ) -> None:
         """
         Args:
             on_moved: called when the ledger holds what this process did not write, or lacks what it was about to.
+            on_mixed: takes what mixers say, in a transaction of its own; it may be given the same again.
         """
         self.faults = 0
         """Bugs that were survived."""
@@ -95,6 +97,7 @@ class FleetThread:
         self._standing = standing
         self._ack = ack
         self._on_moved = on_moved
+        self._on_mixed = on_mixed
         self._chores = [(chore, 0.0) for chore in chores]
         self._inbox: queue.Queue[LinkItem | _Command] = queue.Queue(INBOX_MAX)
         self._stopping = threading.Event()
@@ -205,11 +208,15 @@ class FleetThread:
 
     def _take(self, received: list[Received]) -> None:
         """Let the fleet have a batch of messages in one commit, then acknowledge them."""
+        fleets, mixed = self._sorted(received)
         while received and self._standing.leads and not self._stopping.is_set():
             try:
-                self._ledger.expect(self._events(received))
+                if mixed:
+                    with self._survived("mixed_failed"):
+                        self._on_mixed(mixed)
+                self._ledger.expect(self._events(fleets))
                 with self._wire.held(), self._ledger.transaction():
-                    for item in received:
+                    for item in fleets:
                         with self._survived("message_failed", topic=item.topic):
                             self._fleet.received(self._parse(item.topic), item.payload)
             except LedgerMoved as error:
@@ -232,6 +239,18 @@ class FleetThread:
             for item in received:
                 self._ack(item.token)
             return
+
+    def _sorted(self, received: Sequence[Received]) -> tuple[list[Received], list[tuple[topics.MixedTopic, bytes]]]:
+        """Return what the fleet takes, and what mixers say."""
+        fleets: list[Received] = []
+        mixed: list[tuple[topics.MixedTopic, bytes]] = []
+        for item in received:
+            topic = self._parse(item.topic) if "/mixed/" in item.topic else None
+            if isinstance(topic, topics.MixedTopic):
+                mixed.append((topic, item.payload))
+            else:
+                fleets.append(item)
+        return fleets, mixed
 
     def _events(self, received: Sequence[Received]) -> list[EventId]:
         """Return the names of the events among them, so that the ledger may look them all up at once."""

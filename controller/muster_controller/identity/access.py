@@ -112,7 +112,7 @@ class AccessThread:
         if own or ca_changed:
             for keeper in self._keepers:
                 keeper.reload_certificates()
-        telling = (self._service.admitted(), self._service.barred())
+        telling = (self._service.admitted(), self._service.barred(), self._service.mixers())
         is_news = crl_changed or ca_changed or telling != self._told
         if is_news or self._tell_again:
             for keeper in self._keepers:

@@ -172,10 +172,10 @@ class FleetCa:
 
     # -- what it issues ----------------------------------------------------------------------------------------------
 
-    def issue_device(self, device: DeviceId, public: ec.EllipticCurvePublicKey, now: float) -> Issued:
-        """Return a certificate for `device`, whose request was granted."""
+    def issue_device(self, name: DeviceId, public: ec.EllipticCurvePublicKey, now: float) -> Issued:
+        """Return a certificate for a device, or a mixer of that common name, whose request was granted."""
         with self._mutex:
-            return certificates.issue_client(self._signer, public, device, self.fleet, now)
+            return certificates.issue_client(self._signer, public, name, self.fleet, now)
 
     def renew_own(self, names: Sequence[str], now: float) -> list[Issued]:
         """Renew the server's and the controller's certificates where they need it, and return the new ones.

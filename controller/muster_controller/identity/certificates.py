@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from muster_controller.client_names import urn
+from muster_controller.client_names import controller_name, urn
 from muster_controller.identity.errors import CaInvalid
 from muster_shared.ids import FleetId, Sha256
 
@@ -111,8 +111,8 @@ def make_intermediate(root: Signer, key: SigningKey, fleet: FleetId, now: float)
 
 
 def issue_client(signer: Signer, public: ec.EllipticCurvePublicKey, name: str, fleet: FleetId, now: float) -> Issued:
-    """Return a certificate for a device or for the controller itself. Raises CaInvalid: the issuer has run out."""
-    lifetime = DEVICE_S if "." not in name else SERVER_S
+    """Return a certificate for a device, a mixer or the controller itself. Raises CaInvalid: the issuer has run out."""
+    lifetime = SERVER_S if name == controller_name(fleet) else DEVICE_S
     also = [x509.UniformResourceIdentifier(urn(fleet, name))]
     return _issue(signer, public, name, fleet, now, lifetime, ExtendedKeyUsageOID.CLIENT_AUTH, also)
 

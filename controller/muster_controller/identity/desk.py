@@ -21,6 +21,7 @@ from muster_controller.identity.agreement import Disagreement, Own
 from muster_controller.identity.ca import FleetCa
 from muster_controller.identity.device_port import DevicePort, listen
 from muster_controller.identity.labels import GrantedLabels
+from muster_controller.identity.mixers import Mixers
 from muster_controller.identity.service import EnrolmentService, Reached
 from muster_controller.registry.errors import RegistryError
 from muster_shared.errors import MusterError
@@ -80,6 +81,7 @@ class IdentityDesk:
         self.enrolment = EnrolmentService(ca, store, clock, self._reached, trust_root, self._woken)
         if config.database is not None:  # A file of this folder's own belongs to it.
             self._agree(adopt=config.adopt_keys)
+        self.mixers = Mixers(ca, store, clock, self._reached, self._woken)
         self._access = AccessThread(ca, self.enrolment, names_of(config), clock, self._rest)
         self._access.prepare()
         self._port = DevicePort(
@@ -112,6 +114,7 @@ class IdentityDesk:
             revoked=self.enrolment.barred,
             crl=paths.crl,
             host=self._config.device_host,
+            mixers=self.enrolment.mixers,
         )
 
     def watch(self, keeper: Gatekeeper) -> None:

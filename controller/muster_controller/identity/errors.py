@@ -7,7 +7,7 @@ MusterError
     ├── RequestInvalid        a certificate request that nobody signed, or whose keys are of no use here
     └── EnrolmentConflict     what an operator orders does not fit how the device stands
 
-`IdentityUnknown` is a NotFound.
+`IdentityUnknown` and `MixerUnknown` are NotFound.
 """
 
 from pathlib import Path
@@ -48,3 +48,8 @@ class EnrolmentConflict(IdentityError):
 class IdentityUnknown(NotFound):
     def __init__(self, device: DeviceId) -> None:
         super().__init__("identity", device, "`muster device identities` shows what there is")
+
+
+class MixerUnknown(NotFound):
+    def __init__(self, mixer: str) -> None:
+        super().__init__("mixer", mixer)

@@ -14,6 +14,7 @@ from hmac import compare_digest
 import structlog
 
 from muster_controller.acting import Acting, acting
+from muster_controller.client_names import mixer_name, mixer_of
 from muster_controller.db.errors import LedgerError
 from muster_controller.db.identity_store import (
     CertificateEntry,
@@ -52,7 +53,7 @@ from muster_shared.enrolment import (
     check_labels,
 )
 from muster_shared.errors import WireError
-from muster_shared.ids import DeviceId
+from muster_shared.ids import DeviceId, FleetId
 
 SECRET_BYTES = 32
 USES_MAX = 100_000
@@ -117,7 +118,10 @@ class EnrolmentService:
                 code="clock", reason="the device's clock is wrong; ask again with this time", server_time=now
             )
         try:
-            found = self._decide(verified, now)
+            asked = _asked(verified, self.ca.fleet)
+            found = self._decide(verified, asked, now)
+        except WireError as error:
+            return Refused(code="request", reason=str(error), server_time=now)
         except (LedgerError, CaInvalid) as error:
             log.warning("enrolment_failed", device=request.device, error=str(error))
             return Refused(code="busy", reason="the controller cannot answer now; ask again later", server_time=now)
@@ -125,19 +129,18 @@ class EnrolmentService:
             log.info("enrolment_refused", device=request.device, code=found.code, reason=found.reason)
         return found
 
-    def _decide(self, verified: Verified, now: float) -> Answer:
-        asked = _asked(verified)
+    def _decide(self, verified: Verified, asked: Asked, now: float) -> Answer:
         with self._store.reading() as rows:  # Most of what is refused, and all who wait, cost no write.
             decision = self._look(rows, verified, asked, now)
         if isinstance(decision, Refuse):
-            return Refused(code=decision.code, reason=decision.reason, server_time=now)
+            return _refused(verified, decision, now)
         if isinstance(decision, Hold) and not decision.spends:
             return _waiting(decision.identity, now)
-        who = Acting(f"device:{asked.device}")
+        who = Acting(f"{verified.request.role}:{verified.request.device}")
         with self._store.writing(who, now) as writing:
             decision = self._look(writing, verified, asked, now)
             if isinstance(decision, Refuse):
-                return Refused(code=decision.code, reason=decision.reason, server_time=now)
+                return _refused(verified, decision, now)
             if isinstance(decision, Hold):
                 if decision.spends:
                     _enrol(writing, decision)
@@ -310,9 +313,18 @@ class EnrolmentService:
             return rows.names(IdentityState.ACCEPTED)
 
     def barred(self) -> list[DeviceId]:
-        """Return every device that may not come although some certificate of its name has not run out, sorted."""
+        """Return every device that may not come although some certificate of its name has not run out, sorted; then
+        the mixers, by the names in their certificates."""
+        now = self._clock()
         with self._store.reading() as rows:
-            return rows.barred(self._clock())
+            return [*rows.barred(now), *rows.barred_mixers(self.ca.fleet, now)]
+
+    def mixers(self) -> list[str]:
+        """Return every mixer that may come, by id, sorted."""
+        fleet = self.ca.fleet
+        with self._store.reading() as rows:
+            found = (mixer_of(each.device, fleet) for each in rows.mixers(fleet, IdentityState.ACCEPTED))
+            return sorted(mixer for mixer in found if mixer is not None)
 
     def revoked_certificates(self) -> list[tuple[str, float]]:
         """Return the serial number of each that would still hold, and when it was revoked."""
@@ -330,10 +342,15 @@ class EnrolmentService:
             return rows.prune_certificates(before)
 
 
-def _asked(verified: Verified) -> Asked:
-    request = verified.request
+def _asked(verified: Verified, fleet: FleetId) -> Asked:
+    """Raises WireError: a mixer with a token, or with too long a name."""
+    request, name = verified.request, verified.request.device
+    if request.role == "mixer":
+        if request.token_id:
+            raise WireError("a mixer needs no token; let an operator say `muster mixer admit` with its mixer.json")
+        name = DeviceId(mixer_name(fleet, name))
     return Asked(
-        device=request.device,
+        device=name,
         public_key=verified.identity,
         fingerprint=verified.fingerprint,
         token_id=request.token_id,
@@ -342,6 +359,16 @@ def _asked(verified: Verified) -> Asked:
         agent_version=request.agent_version,
         device_class=request.device_class,
     )
+
+
+def _refused(verified: Verified, decision: Refuse, now: float) -> Refused:
+    reason = decision.reason
+    if verified.request.role == "mixer":
+        is_revoked = decision.code == "revoked"
+        why = "this mixer's key was revoked" if is_revoked else f"no mixer {verified.request.device} has this key"
+        make = "make a new folder with `muster mixer create`, and let" if is_revoked else "let"
+        reason = f"{why}; {make} an operator say `muster mixer admit` with its mixer.json"
+    return Refused(code=decision.code, reason=reason, server_time=now)
 
 
 def _enrol(rows: IdentityWriting, decision: Grant | Hold) -> None:

@@ -53,8 +53,12 @@ The spec, `muster-model.toml`; paths are relative to it:
     finish = [{step = "top_k", k = 3}]
     golden_raw = "raw.zip"               # optional: raw files with what must be predicted for them
 
+    [metrics]                            # optional: nothing leaves a device that is not allowed here
+    allow = ["classes", "confidence", "latency", "inputs", "drift", "feedback"]
+    reference = "reference.npz"          # optional: `muster-agent reference` makes it; without it no drift is seen
+
 A pipeline is proven before anything is written: its types here, its files, rules and raw cases by the agent's own code,
-through the entry point group `muster.bundle_checks`.
+which reads the reference as well, through the entry point group `muster.bundle_checks`.
 """
 
 import hashlib
@@ -77,6 +81,7 @@ from muster_shared.bundle import (
     HardwareMatch,
     Lineage,
     Manifest,
+    Metrics,
     Precision,
     Runtime,
     Slo,
@@ -123,6 +128,7 @@ class _Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     slo: Slo = Slo()
     lineage: Lineage = Lineage()
     pipeline: Pipeline | None = None
+    metrics: Metrics = Metrics()
     labels: tuple[str, ...] = ()
     licence: str = "proprietary"
     card: str | None = None
@@ -194,7 +200,7 @@ def build_bundle(spec_file: Path, out: Path) -> Manifest:
     try:
         manifest = _fill(spec, spec_file.parent, work)
         check_bundle_folder(work)
-        _check_pipeline(manifest, work)
+        _check_by_agent(manifest, work)
         work.chmod(0o755)
         work.rename(out)
     except BaseException:
@@ -204,20 +210,21 @@ def build_bundle(spec_file: Path, out: Path) -> Manifest:
     return manifest
 
 
-def _check_pipeline(manifest: Manifest, folder: Path) -> None:
-    """Let the agent's own code load and run the pipeline. Raises MusterError."""
-    if manifest.pipeline is None:
+def _check_by_agent(manifest: Manifest, folder: Path) -> None:
+    """Let the agent's own code load the reference, and load and run the pipeline. Raises MusterError."""
+    what = "pipeline" if manifest.pipeline is not None else "metrics.reference"
+    if manifest.pipeline is None and manifest.metrics.reference is None:
         return
     checks = tuple(entry_points(group=CHECKS))
     if not checks:
         raise BundleBroken(
-            "pipeline", "it must be run before it is signed, and the agent is not installed here; install muster-agent"
+            what, "it must be tried before it is signed, and the agent is not installed here; install muster-agent"
         )
     for entry in checks:
         try:
             check = entry.load()
         except ImportError as error:
-            raise BundleBroken("pipeline", f"its check {entry.value} cannot be loaded ({error})") from error
+            raise BundleBroken(what, f"its check {entry.value} cannot be loaded ({error})") from error
         check(manifest, folder)
 
 
@@ -239,6 +246,8 @@ def _fill(spec: _Spec, source: Path, work: Path) -> Manifest:
         paths.append(golden)
     if spec.pipeline is not None:
         paths += [path for path in spec.pipeline.files if path not in paths]
+    if spec.metrics.reference is not None and spec.metrics.reference not in paths:
+        paths.append(spec.metrics.reference)
     for path in paths:
         _copy(source, path, work)
     if computed is not None:
@@ -273,6 +282,7 @@ def _fill(spec: _Spec, source: Path, work: Path) -> Manifest:
         ),
         slo=spec.slo,
         pipeline=spec.pipeline,
+        metrics=spec.metrics,
         labels=spec.labels,
         lineage=spec.lineage,
         licence=spec.licence,

@@ -12,7 +12,15 @@ import msgspec
 from tuf.api.metadata import Role, Root, Targets
 
 from muster_controller.registry.ceremony_draft import draft
-from muster_controller.registry.ceremony_file import Ceremony, Change, Purpose, Trust, awaited, open_trust
+from muster_controller.registry.ceremony_file import (
+    Ceremony,
+    Change,
+    Purpose,
+    Trust,
+    awaited,
+    mixers_in_force,
+    open_trust,
+)
 from muster_controller.registry.errors import CeremonyRefused
 from muster_controller.registry.keys import OnlinePublicKeys, encode_online_keys, list_keys, role_of
 from muster_controller.registry.keys import Role as KeyRole
@@ -22,6 +30,7 @@ from muster_controller.registry.operator import (
     THRESHOLD,
     load_offline,
     newest,
+    next_mixers,
     revoke_release,
     sign_release,
 )
@@ -41,10 +50,18 @@ class Rotation:
     thresholds: Mapping[str, int] = field(default_factory=dict)
     renew: tuple[str, ...] = ()
     online: OnlinePublicKeys | None = None
+    mixers: Mapping[str, bytes] = field(default_factory=dict)
+    """Keys to which devices are to seal their metrics, beside those in force; by `key_id`."""
+    remove_mixers: tuple[str, ...] = ()
 
 
 def begin_create(
-    identity: str, names: Sequence[str], thresholds: Mapping[str, int], online: OnlinePublicKeys, now: datetime
+    identity: str,
+    names: Sequence[str],
+    thresholds: Mapping[str, int],
+    online: OnlinePublicKeys,
+    now: datetime,
+    mixers: Mapping[str, bytes] | None = None,
 ) -> Ceremony:
     """Begin the first keys of a fleet.
 
@@ -52,6 +69,7 @@ def begin_create(
         identity: Random and never used before.
         names: The keys that holders will make: `root-anna`, `targets-anna`, `release-digits-ben`…
         thresholds: By role; 2 where it is not named.
+        mixers: To which devices are to seal their metrics, by `key_id`.
     Raises:
         CeremonyRefused: root or targets have no key, or fewer than must sign.
         WireError: a name is no key name.
@@ -66,6 +84,7 @@ def begin_create(
         begun_at=now.timestamp(),
         changes=changes,
         online=encode_online_keys(online).decode(),
+        mixers=next_mixers({}, mixers, ()) if mixers else None,
     )
 
 
@@ -92,8 +111,14 @@ def begin_rotate(
     unknown = sorted(set(rotation.renew) - set(held))
     if unknown:
         raise CeremonyRefused(f"{unknown[0]} has nothing to renew; roles are {', '.join(sorted(held))}")
+    try:
+        mixers = next_mixers(mixers_in_force(base), rotation.mixers, rotation.remove_mixers)
+    except LookupError as error:
+        there = ", ".join(mixers_in_force(base)) or "none"
+        raise CeremonyRefused(f"no mixer key {error.args[0]!r} is in force; there are {there}") from error
     ceremony = msgspec.structs.replace(
         base,
+        mixers=mixers if mixers != mixers_in_force(base) else None,
         changes=_changes(held, rotation.add, removed, rotation.thresholds),
         renew=rotation.renew,
         online=encode_online_keys(rotation.online).decode() if rotation.online is not None else "",

@@ -11,9 +11,9 @@ import msgspec
 from securesystemslib.signer import SSlibKey
 from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Root, TargetFile, Targets
 
-from muster_controller.registry.ceremony_file import Ceremony, Change, open_trust, public_key
+from muster_controller.registry.ceremony_file import Ceremony, Change, mixers_in_force, open_trust, public_key
 from muster_controller.registry.errors import CeremonyRefused, ThresholdNotMet
-from muster_controller.registry.keys import parse_online_keys
+from muster_controller.registry.keys import OnlinePublicKeys, parse_online_keys
 from muster_controller.registry.metadata import (
     OFFLINE_LIFETIME,
     RELEASE_PREFIX,
@@ -24,7 +24,7 @@ from muster_controller.registry.metadata import (
     require_signatures,
 )
 from muster_controller.registry.operator import assignment_file, name_online_keys
-from muster_shared.assignment import KEYS_TARGET
+from muster_shared.assignment import KEYS_TARGET, AssignmentKeys, encode_keys, parse_keys
 from muster_shared.ids import ModelName
 
 
@@ -58,7 +58,8 @@ def draft(ceremony: Ceremony, now: datetime) -> Ceremony:
     keys_text = ceremony.keys
     if online is not None:
         name_online_keys(root, online)
-        raw = assignment_file(online)
+    if online is not None or ceremony.mixers is not None:
+        raw = _keys_file(ceremony, online)
         targets.targets[KEYS_TARGET] = TargetFile.from_data(KEYS_TARGET, raw, ["sha256"])
         keys_text = raw.decode()
 
@@ -81,6 +82,14 @@ def draft(ceremony: Ceremony, now: datetime) -> Ceremony:
         raise CeremonyRefused("nothing would change; say what to add, remove or renew")
     require_keys_target(targets, (keys_text or ceremony.trust.keys).encode())
     return msgspec.structs.replace(ceremony, parts=parts, keys=keys_text)
+
+
+def _keys_file(ceremony: Ceremony, online: OnlinePublicKeys | None) -> bytes:
+    """Return the next content of `keys/assignment.json`: assignment key and mixers, each as they were or new."""
+    mixers = mixers_in_force(ceremony) if ceremony.mixers is None else ceremony.mixers
+    if online is not None:
+        return assignment_file(online, mixers)
+    return encode_keys(AssignmentKeys(keys=parse_keys(ceremony.trust.keys.encode()).keys, mixers=mixers))
 
 
 def _change(signed: Root | Targets, role: str, change: Change, keys: dict[str, SSlibKey]) -> None:

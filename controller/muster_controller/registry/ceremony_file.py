@@ -17,8 +17,11 @@ from securesystemslib.exceptions import Error as SecuresystemslibError
 from securesystemslib.signer import Signature, SSlibKey
 from tuf.api.metadata import Metadata, Root, Targets
 
+from muster_controller.mixer_card import check_keys
 from muster_controller.registry.errors import CeremonyRefused
 from muster_controller.registry.metadata import check_releases, parse, require_keys_target, require_signatures
+from muster_shared.assignment import parse_keys
+from muster_shared.errors import WireError
 from muster_shared.undecodable import UNDECODABLE, reason
 
 FILE_BYTES_MAX = 4 * 1024 * 1024
@@ -80,6 +83,8 @@ class Ceremony(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The controller's next public keys, as `encode_online_keys` writes them; empty: they stay."""
     keys: str = ""
     """What becomes the content of `keys/assignment.json`; empty: it stays."""
+    mixers: dict[str, bytes] | None = None
+    """X25519 keys to which devices are to seal their metrics, by `key_id`; None: they stay."""
     names: dict[str, str] = {}
     """Key ids to the names under which people know them. For reading alone."""
     joined: tuple[HolderKey, ...] = ()
@@ -120,6 +125,10 @@ def parse_ceremony(raw: bytes) -> Ceremony:
         raise CeremonyRefused(f"this is no ceremony file ({reason(error)}); take a copy from another holder") from error
     if not all(len(word) <= WORD_MAX and word.isprintable() for word in _words(ceremony)):
         raise CeremonyRefused("the file has a name that nobody can read aloud; take a copy from another holder")
+    try:
+        check_keys(ceremony.mixers or {})
+    except WireError as error:
+        raise CeremonyRefused(str(error)) from error
     open_trust(ceremony)
     for each in ceremony.joined:
         public_key(ceremony, each)
@@ -153,6 +162,16 @@ def open_trust(ceremony: Ceremony) -> Opened:
         require_signatures(targets.signed, role, release)
         check_releases(role, release.signed, targets.signed)
     return Opened(root, targets, releases)
+
+
+def mixers_in_force(ceremony: Ceremony) -> dict[str, bytes]:
+    """Return to which mixer keys devices seal now, by `key_id`. Raises CeremonyRefused."""
+    if not ceremony.trust.keys:
+        return {}
+    try:
+        return parse_keys(ceremony.trust.keys.encode()).mixers
+    except WireError as error:
+        raise CeremonyRefused(f"{error}; take a copy of the file from another holder") from error
 
 
 def open_parts(ceremony: Ceremony) -> Opened:

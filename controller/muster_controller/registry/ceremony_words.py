@@ -10,12 +10,13 @@ from typing import Any
 
 from tuf.api.metadata import Metadata, Role, Root, TargetFile, Targets
 
-from muster_controller.registry.ceremony_file import Ceremony, call, open_parts, open_trust
+from muster_controller.mixer_card import check_keys
+from muster_controller.registry.ceremony_file import Ceremony, call, mixers_in_force, open_parts, open_trust
 from muster_controller.registry.errors import CeremonyRefused, MetadataRefused
 from muster_controller.registry.keys import parse_online_keys
 from muster_controller.registry.metadata import S, describe, release_paths
-from muster_controller.registry.operator import assignment_file
-from muster_shared.assignment import KEYS_TARGET
+from muster_shared.assignment import KEYS_TARGET, AssignmentKeys, encode_keys, parse_keys
+from muster_shared.errors import WireError
 from muster_shared.ids import ModelName
 
 DIGEST_GROUPS = 5  # Of four hex digits: 80 bits, which nobody finds a second file for while people read them aloud.
@@ -71,7 +72,7 @@ def plan(ceremony: Ceremony) -> list[str]:
         said.append(f"{change.role}: {'; '.join(filter(None, parts))}; {change.threshold} of {total} sign")
     if ceremony.online:
         said.append("the controller's snapshot, timestamp and assignment keys are named")
-    return said
+    return said + ([] if ceremony.mixers is None else _mixers(mixers_in_force(ceremony), ceremony.mixers))
 
 
 def _root(ceremony: Ceremony, before: Root | None, after: Root) -> list[str]:
@@ -99,7 +100,7 @@ def _targets(ceremony: Ceremony, before: Targets | None, after: Targets) -> list
     if set(new_targets) != {KEYS_TARGET}:
         raise CeremonyRefused(f"targets would name files other than {KEYS_TARGET}; sign nothing")
     if new_targets != old_targets:
-        said.append(f"The controller's assignment key is {_assignment_key(ceremony, new_targets[KEYS_TARGET])}.")
+        said += _keys_file(ceremony, new_targets[KEYS_TARGET])
     for role, delegated in new_roles.items():
         if list(delegated.paths or []) != [release_paths(ModelName(role.removeprefix("release-")))]:
             raise CeremonyRefused(f"{role} would sign more than releases of its model; sign nothing")
@@ -137,12 +138,34 @@ def _role(ceremony: Ceremony, role: str, before: Role | None, after: Role) -> li
     return said
 
 
-def _assignment_key(ceremony: Ceremony, target: TargetFile) -> str:
-    if ceremony.online:
-        online = parse_online_keys(ceremony.online.encode())
-        if target == TargetFile.from_data(KEYS_TARGET, assignment_file(online), ["sha256"]):
-            return online.assignment.keyid[:12]
-    raise CeremonyRefused("the assignment key that targets would name is not the one in the file; sign nothing")
+def _keys_file(ceremony: Ceremony, target: TargetFile) -> list[str]:
+    """Say what `keys/assignment.json` would become, from its own bytes, whose hash `target` has."""
+    raw, old = ceremony.keys.encode(), ceremony.trust.keys.encode()
+    if target != TargetFile.from_data(KEYS_TARGET, raw, ["sha256"]):
+        raise CeremonyRefused("the assignment key that targets would name is not the one in the file; sign nothing")
+    try:
+        after = parse_keys(raw)
+        before = parse_keys(old) if old else AssignmentKeys(keys={})
+        check_keys(after.mixers)
+    except WireError as error:
+        raise CeremonyRefused(f"the keys that targets would name are none ({error}); sign nothing") from error
+    if encode_keys(after) != raw:
+        raise CeremonyRefused(f"{KEYS_TARGET} would say more than these words can tell; sign nothing")
+    said: list[str] = []
+    if after.keys != before.keys:
+        online = parse_online_keys(ceremony.online.encode()) if ceremony.online else None
+        if online is None or after.keys != {online.assignment.keyid: online.assignment.to_dict()}:
+            raise CeremonyRefused("the assignment key that targets would name is not the one in the file; sign nothing")
+        said.append(f"The controller's assignment key is {online.assignment.keyid[:12]}.")
+    return said + _mixers(before.mixers, after.mixers)
+
+
+def _mixers(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> list[str]:
+    said = [f"Devices seal their metrics to mixer key {name}." for name in sorted(after) if name not in before]
+    said += [f"Devices seal nothing to mixer key {name} any more." for name in sorted(before) if name not in after]
+    if before and not after:
+        said.append("No mixer is left: no metric of what models see leaves a device.")
+    return said
 
 
 def _parts_of(targets: Targets | None) -> tuple[Mapping[str, TargetFile], Mapping[str, Any]]:

@@ -8,7 +8,7 @@ out signed. Holders may sign one after the other (`add_signature`), each on a ma
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,6 +18,7 @@ from securesystemslib.signer import Signer
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import DelegatedRole, Delegations, Metadata, Root, TargetFile, Targets
 
+from muster_controller.mixer_card import check_keys
 from muster_controller.registry import durable
 from muster_controller.registry.bundles import MANIFEST, check_bundle_folder
 from muster_controller.registry.errors import (
@@ -54,7 +55,7 @@ from muster_controller.registry.metadata import (
     require_keys_target,
     require_signatures,
 )
-from muster_shared.assignment import KEYS_TARGET, AssignmentKeys, encode_keys
+from muster_shared.assignment import KEYS_TARGET, AssignmentKeys, encode_keys, parse_keys
 from muster_shared.ids import ModelName
 
 HOLDERS = 3
@@ -62,6 +63,7 @@ THRESHOLD = 2
 KEYS_FOLDER = "keys"
 METADATA_FOLDER = "metadata"
 KEYS_FILE = "assignment.json"
+MIXER_PREFIX_MIN = 8
 
 _VERSIONED = re.compile(r"([1-9]\d*)\.(.+)\.json")
 
@@ -89,12 +91,15 @@ def init_operator(
     root_threshold: int = THRESHOLD,
     targets_threshold: int = THRESHOLD,
     release_threshold: int = THRESHOLD,
+    mixers: Mapping[str, bytes] | None = None,
     passphrase: Passphrase = passphrase_from_environment,
 ) -> OfflineMetadata:
     """Make the folder: three keys for each offline role, root and targets for a year.
 
     Keys that are in `keys/` already are used as they are. Afterwards the `.pem` files go to their holders.
 
+    Args:
+        mixers: X25519 keys to which devices seal their metrics, by `key_id`; without any, none leaves a device.
     Raises:
         FolderInvalid: the folder has metadata already.
         ThresholdNotMet: too few private halves are here.
@@ -113,7 +118,7 @@ def init_operator(
         root.roles[role].threshold = threshold
     name_online_keys(root, online)
 
-    assignment_keys = assignment_file(online)
+    assignment_keys = assignment_file(online, mixers or {})
     targets = Targets(version=1, expires=expiry(now, OFFLINE_LIFETIME), delegations=Delegations({}, {}))
     targets.targets[KEYS_TARGET] = TargetFile.from_data(KEYS_TARGET, assignment_keys, ["sha256"])
     for model in models:
@@ -173,17 +178,63 @@ def rotate_online_keys(
     """Name other online keys in the next root and targets: after a controller was lost, stolen or replaced.
 
     With the same keys it renews what is about to expire. Root N+1 is signed by the root keys, which stay, so it has
-    the thresholds of both versions.
+    the thresholds of both versions. The mixers stay.
     """
     offline = load_offline(folder)
     root = parse(Root, offline.root, Root.type).signed
     targets = parse(Targets, offline.targets, Targets.type).signed
     name_online_keys(root, online)
-    assignment_keys = assignment_file(online)
+    assignment_keys = assignment_file(online, parse_keys(offline.keys).mixers)
     targets.targets[KEYS_TARGET] = TargetFile.from_data(KEYS_TARGET, assignment_keys, ["sha256"])
     _next(root, now)
     _next(targets, now)
     return _publish(folder, root, targets, assignment_keys, passphrase)
+
+
+def change_mixers(
+    folder: Path,
+    add: Mapping[str, bytes],
+    remove: Collection[str],
+    now: datetime,
+    *,
+    passphrase: Passphrase = passphrase_from_environment,
+) -> OfflineMetadata:
+    """Name other mixer keys in the next targets; those that neither argument names stay, and so does all else.
+
+    Args:
+        add: X25519 keys by `key_id`.
+        remove: ids of keys in force, or their first 8 characters and more.
+    Raises:
+        FolderInvalid: nothing would change, or no such key is in force.
+        ThresholdNotMet: too few private targets keys are here.
+        WireError: a key is none, or there would be too many.
+    """
+    offline = load_offline(folder)
+    before = parse_keys(offline.keys)
+    try:
+        mixers = next_mixers(before.mixers, add, remove)
+    except LookupError as error:
+        raise FolderInvalid(folder, f"no mixer key {error.args[0]!r} is in force") from error
+    if mixers == before.mixers:
+        raise FolderInvalid(folder, "these mixer keys are in force already")
+    targets = parse(Targets, offline.targets, Targets.type).signed
+    keys = encode_keys(AssignmentKeys(keys=before.keys, mixers=mixers))
+    targets.targets[KEYS_TARGET] = TargetFile.from_data(KEYS_TARGET, keys, ["sha256"])
+    _next(targets, now)
+    return _publish(folder, parse(Root, offline.root, Root.type).signed, targets, keys, passphrase)
+
+
+def next_mixers(before: Mapping[str, bytes], add: Mapping[str, bytes], remove: Collection[str]) -> dict[str, bytes]:
+    """Return which mixer keys follow. Raises LookupError with what names no key in force, WireError."""
+    mixers = dict(before)
+    for said in remove:
+        found = [name for name in before if name == said or (len(said) >= MIXER_PREFIX_MIN and name.startswith(said))]
+        if len(found) != 1:
+            raise LookupError(said)
+        mixers.pop(found[0], None)
+    mixers |= add
+    check_keys(mixers)
+    return mixers
 
 
 def sign_release(
@@ -412,9 +463,15 @@ def name_online_keys(root: Root, online: OnlinePublicKeys) -> None:
         root.add_key(key, role)
 
 
-def assignment_file(online: OnlinePublicKeys) -> bytes:
-    """Return the content of `keys/assignment.json` that names the assignment key of `online` alone."""
-    return encode_keys(AssignmentKeys(keys={online.assignment.keyid: online.assignment.to_dict()}))
+def assignment_file(online: OnlinePublicKeys, mixers: Mapping[str, bytes]) -> bytes:
+    """Return the content of `keys/assignment.json` that names the assignment key of `online` alone, and these mixers.
+
+    Raises:
+        WireError: a mixer's key is none.
+    """
+    check_keys(mixers)
+    named = {online.assignment.keyid: online.assignment.to_dict()}
+    return encode_keys(AssignmentKeys(keys=named, mixers=dict(mixers)))
 
 
 def _next(signed: Root | Targets, now: datetime) -> None:

@@ -24,6 +24,7 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import LengthOrHashMismatchError
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Targets, Timestamp
 
+from muster_controller.mixer_card import check_keys
 from muster_controller.registry import durable
 from muster_controller.registry.errors import MetadataRefused, RepositoryEmpty, ThresholdNotMet, VersionConflict
 from muster_controller.registry.keys import (
@@ -299,6 +300,10 @@ class TufRepository:
         """Return the ids of the keys whose assignments devices accept; none before the operator's metadata is here."""
         return frozenset() if self._state is None else frozenset(assignments.parse_keys(self._state.keys).keys)
 
+    def mixer_keys(self) -> frozenset[str]:
+        """Return the ids of the keys to which devices seal metrics; none before the operator's metadata is here."""
+        return frozenset() if self._state is None else frozenset(assignments.parse_keys(self._state.keys).mixers)
+
     def bootstrap_root(self) -> bytes:
         """Return the oldest root that is here: what a device is provisioned with."""
         return self._ready().roots[0]
@@ -371,7 +376,9 @@ class TufRepository:
         require_message(Targets.type, {f"{version}.targets.json": data})
         require_message(KEYS_ROLE, {KEYS_TARGET: keys})
         try:
-            trusted = assignments.parse_keys(keys).keys
+            named = assignments.parse_keys(keys)
+            check_keys(named.mixers)
+            trusted = named.keys
         except WireError as error:
             raise MetadataRefused(Targets.type, str(error)) from error
         if not self._holds(Role.ASSIGNMENT, trusted):

@@ -232,6 +232,7 @@ def _environment(services: Services) -> Environment:
         ago=present.ago,
         bytes=present.size,
         clock=present.clock_time,
+        day=present.day_time,
         evidence=present.number,
         host_rows=present.host_rows,
         percent=present.percent,

@@ -254,6 +254,11 @@ def host_rows(host: Mapping[str, object]) -> tuple[list[tuple[str, str]], list[s
     return told, untold
 
 
+def day_time(at: float) -> str:
+    """Return a moment of a chart over days: `22 Nov 18:00`, UTC."""
+    return f"{datetime.fromtimestamp(at, UTC):%-d %b %H:%M}"
+
+
 def span(seconds: float) -> str:
     """Return a time as people say it: 40 s, 12 min, 5 h, 3 days."""
     for size, unit in ((172_800, "days"), (7200, "h"), (120, "min")):

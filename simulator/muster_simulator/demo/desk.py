@@ -28,6 +28,7 @@ from muster_controller.api.schemas import (
 )
 from muster_controller.api.schemas.identity import EnrolTokenMade, IdentityChanged
 from muster_controller.core.policy import Policy
+from muster_controller.mixer.folder import MixerFolder
 from muster_controller.operators.local import read_local
 from muster_controller.operators.service import FIRST
 from muster_controller.policy_document import written
@@ -35,6 +36,7 @@ from muster_controller.registry.bundles import MANIFEST
 from muster_controller.registry.metadata import release_role
 from muster_controller.registry.operator import sign_release
 from muster_shared.bundle import Manifest, parse_manifest
+from muster_shared.enrolment import Admitted
 from muster_shared.errors import MusterError
 from muster_shared.ids import DeviceId, ModelName
 
@@ -73,6 +75,13 @@ class Desk:
     def enrol_token(self, uses: int, ttl_s: float) -> EnrolTokenMade:
         """Make a token that lets `uses` devices in."""
         return self._post("/enrol-tokens", {"uses": uses, "ttl_s": ttl_s, "reason": "the demo"}, EnrolTokenMade)
+
+    def admit(self, mixer: MixerFolder) -> None:
+        """Let a mixer have certificates of the fleet, and tell it where from."""
+        card = mixer.card()
+        body = {"mixer": card.mixer, "identity": card.identity, "public_key": card.public_key.hex()}
+        found = self._ask("POST", "/mixers", content=msgspec.json.encode(body | {"reason": "the demo"}), kind=_JSON)
+        mixer.admit(msgspec.convert({**msgspec.json.decode(found), "mixer": card.mixer}, Admitted))
 
     def revoke(self, device: DeviceId, reason: str) -> IdentityChanged:
         """Take the identity of `device` for good. Returns when the broker knows."""

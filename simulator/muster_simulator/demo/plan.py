@@ -95,6 +95,10 @@ STAGED = Policy(
     deadline_s=45.0,
 )
 
+MIXER = "mixer-1"
+METRICS_SPEED = 360.0  # An hour of the metrics passes in 10 s: the story of two minutes is half a day.
+MIXED_S = 60.0  # An hour, the time until it is closed, and a controller that has other things to do.
+
 TOKEN_S = 3600.0  # Of the token that all devices enrol with.
 CUT_OFF_S = 10.0  # For what takes half a second: the broker is told, and cuts; a busy machine takes longer.
 RESTART_S = 1.0  # As the agent's systemd unit says.

@@ -1,12 +1,13 @@
 """Where the demo happens: its folder, its ports, and what is written for each process before it starts.
 
-<dir>/ operator/  controller/  agents/<device>/  load/  bundles/  truth/  logs/  pids.json  summary.json
+<dir>/ operator/  controller/  mixer/  agents/<device>/  load/  bundles/  truth/  logs/  pids.json  summary.json
 """
 
 import json
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import msgspec
 
 from muster_agent.config import AgentConfig, HardwareConfig, HttpConfig
 from muster_agent.identity.folder import IdentityFolder
+from muster_agent.metrics.config import MetricsConfig
 from muster_controller.broker.embedded import BrokerKind
 from muster_shared.errors import MusterError
 from muster_shared.ids import DeviceId
@@ -66,6 +68,8 @@ class Stage:
     options: Options
     broker_port: int
     agent_ports: Mapping[DeviceId, int]
+    began_at: float
+    """Unix seconds: since when the clock of the metrics runs fast."""
 
     @property
     def folder(self) -> Path:
@@ -78,6 +82,10 @@ class Stage:
     @property
     def controller(self) -> Path:
         return self.folder / "controller"
+
+    @property
+    def mixer(self) -> Path:
+        return self.folder / "mixer"
 
     @property
     def bundles(self) -> Path:
@@ -131,6 +139,16 @@ class Stage:
         words = [word for option in options.items() for word in option]
         return Program("controller", [sys.executable, "-c", MUSTER, "serve", *words], self.log("controller"))
 
+    def mixer_program(self) -> Program:
+        options = {
+            "--data": str(self.mixer),
+            "--clock-speed": f"{plan.METRICS_SPEED:g}",
+            "--clock-since": f"{self.began_at:.3f}",
+            "--settle": "0",
+        }
+        words = [word for option in options.items() for word in option]
+        return Program(plan.MIXER, [sys.executable, "-c", MUSTER, "mixer", "run", *words], self.log(plan.MIXER))
+
     def data_dir(self, device: DeviceId) -> Path:
         """Return the folder of a real agent's state."""
         return self.folder / "agents" / device / "data"
@@ -157,6 +175,7 @@ class Stage:
             twin_every_s=plan.TWIN_EVERY_S,
             http=HttpConfig(listen=f"{HOST}:{self.agent_ports[agent.device]}"),
             hardware=HardwareConfig(accelerators=("cpu",), cpu_count=agent.cpu_count, memory_mb=agent.memory_mb),
+            metrics=MetricsConfig(clock_speed=plan.METRICS_SPEED, clock_since=self.began_at),
         )
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "agent.toml"
@@ -188,6 +207,8 @@ class Stage:
             classes=plan.CLASSES,
             requests_per_s=plan.SIMULATED_REQUESTS_PER_S,
             twin_every_s=plan.TWIN_EVERY_S,
+            metrics_clock_speed=plan.METRICS_SPEED,
+            metrics_clock_since=self.began_at,
             status_file=self.load_status,
         )
 
@@ -213,7 +234,7 @@ def set_stage(options: Options) -> Stage:
         raise PortTaken(options.http_port, "another program has it")
     broker_port, *agent_ports = _free_ports(options.http_port, 1 + len(plan.AGENTS))
     devices = [agent.device for agent in plan.AGENTS]
-    return Stage(options, broker_port, dict(zip(devices, agent_ports, strict=True)))
+    return Stage(options, broker_port, dict(zip(devices, agent_ports, strict=True)), round(time.time(), 3))
 
 
 def is_port_free(port: int) -> bool:

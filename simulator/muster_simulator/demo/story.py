@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from muster_controller.mixer.folder import MixerFolder
 from muster_controller.registry.operator import init_operator
 from muster_controller.registry.tuf_repository import TufRepository, create_online_keys
 from muster_shared.enrolment import parse_token
@@ -121,7 +122,9 @@ class Story:
         for model in MODELS:
             crew.start(stage.build_program(model))
         now = datetime.now(UTC)
-        offline = init_operator(stage.operator, MODELS, create_online_keys(stage.controller), now)
+        mixer = MixerFolder.create(stage.mixer, plan.MIXER).card()
+        keys = create_online_keys(stage.controller)
+        offline = init_operator(stage.operator, MODELS, keys, now, mixers={mixer.key_id: mixer.public_key})
         TufRepository(stage.controller).accept_offline(offline.root, offline.targets, offline.keys, now)
         self._display.say("keys: 2 of 3 for root, for targets and for each model; the controller holds none of them")
         crew.start(stage.controller_program())
@@ -130,6 +133,10 @@ class Story:
         self._display.say(f"controller at {stage.url}, its broker ({self._broker}) at {stage.broker_url}")
         self._display.say(f"log in to its page as admin, once: {self.link()}")
         self._display.say(f"or without: MUSTER_DATA={stage.controller} muster status, and `muster user link admin`")
+
+        self._desk.admit(MixerFolder(stage.mixer))
+        crew.start(stage.mixer_program())
+        self._display.say(f"{plan.MIXER} was admitted; it alone can read what devices measure (key {mixer.key_id})")
 
         self._line.start()
         registrar = self._enrol()

@@ -86,7 +86,7 @@ function connect() {
     if (source.readyState === EventSource.CLOSED) setTimeout(connect, 2000 + 3000 * Math.random());
   };
   source.addEventListener("heartbeat", () => { heard(); refreshSoon(); });
-  for (const kind of ["device", "rollout", "model", "note", "reset"]) {
+  for (const kind of ["device", "rollout", "model", "note", "alert", "reset"]) {
     source.addEventListener(kind, () => { heard(); refreshSoon(); });
   }
 }
@@ -105,7 +105,7 @@ async function send(form) {
     const answer = await fetch(form.dataset.order, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ reason: form.elements.reason.value }),
+      body: JSON.stringify(Object.fromEntries(new FormData(form))),
     });
     if (!answer.ok) throw new Error((await answer.json()).detail);
     form.closest("dialog").close();

@@ -91,6 +91,8 @@ def upgrade() -> None:
         sa.Column("changed_at", sa.Float(), nullable=False),
         sa.Column("seen_at", sa.Float(), nullable=False),
         sa.Column("resolved_at", sa.Float(), nullable=True),
+        sa.Column("told_at", sa.Float(), nullable=True),
+        sa.Column("times", sa.Integer(), nullable=False),
         sa.Column("acknowledged_by", sa.String(), nullable=False),
         sa.Column("acknowledged_at", sa.Float(), nullable=True),
         sa.Column("comment", sa.Text(), nullable=False),

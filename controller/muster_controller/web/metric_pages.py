@@ -1,0 +1,266 @@
+"""Pages of what models see and say, of alerts, of privacy and of the weekly review. Reads only.
+
+Anonymous figures are of the whole fleet and know no device, so whoever may see one part of it may see them.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import HTMLResponse
+
+from muster_controller.api.authentication import require
+from muster_controller.api.services import Given, Services
+from muster_controller.core.alerts.burn import Objective
+from muster_controller.core.alerts.machine import State
+from muster_controller.core.alerts.rules import RULES
+from muster_controller.core.metrics import slices
+from muster_controller.core.metrics.slices import Slice
+from muster_controller.core.review.facts import Review
+from muster_controller.core.review.week import Week
+from muster_controller.core.review.words import markdown as review_markdown
+from muster_controller.db.metrics_store import Known, MetricsStore
+from muster_controller.errors import NotFound
+from muster_controller.operators.roles import Permission
+from muster_controller.web import prose, runbooks
+from muster_controller.web.metric_charts import said
+from muster_controller.web.metric_present import model_panel
+from muster_controller.web.pages import Page, render
+from muster_shared.ids import ModelName
+from muster_shared.metrics import DAY_S, HOUR_S, K_MIN, eps
+
+SPANS = (("1", "a day"), ("7", "a week"), ("30", "a month"))
+DAYS_MAX = 30
+HOURLY_DAYS = 7  # A longer time is drawn by days.
+SLICES_SHOWN = 12
+ENDED_SHOWN = 20
+ALERTS_SHOWN = 200
+ENDED_S = 7 * DAY_S
+MIXERS_SHOWN = 8
+WEEKS_SHOWN = 26
+
+router = APIRouter(route_class=Page, default_response_class=HTMLResponse, dependencies=[require(Permission.VIEW)])
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    version: str
+    device_class: str
+    region: str
+    days: int
+
+
+@dataclass(frozen=True)
+class _Row:
+    name: str
+    measure: str
+    before: str
+    after: str
+    worse: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    before: str
+    after: str
+    rows: tuple[_Row, ...]
+    left: int
+    hidden: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Gauge:
+    name: str
+    day: str
+    share: float
+    eps: float
+    eps_max: float
+
+
+@router.get("/models/{model}/metrics")
+def metrics_page(
+    request: Request,
+    given: Given,
+    model: str,
+    version: str = "",
+    device_class: Annotated[str, Query(alias="class")] = "",
+    region: str = "",
+    days: Annotated[int, Query(ge=1, le=DAYS_MAX)] = 7,
+) -> HTMLResponse:
+    store, now = given.metrics, given.clock()
+    known = store.known(model)
+    if not known and not any(release.model == model for release in given.releases.releases()):
+        raise NotFound("model", model, "the models page lists what there is")
+    begin, end = (now - days * DAY_S) // HOUR_S * HOUR_S, now
+    part = partial(
+        store.mixed,
+        model=model,
+        since=begin,
+        until=end,
+        version=version or None,
+        device_class=device_class or None,
+        region=region or None,
+    )
+    found = part()
+    hourly = part(period_s=HOUR_S) if days <= HOURLY_DAYS else found
+    versions = _versions(given, model, known)
+    labels = _labels(given, model, version or (versions[-1] if versions else ""))
+    return render(
+        request,
+        "metrics.html",
+        model=model,
+        chosen=_Chosen(version, device_class, region, days),
+        versions=[(each, each) for each in reversed(versions)],
+        device_classes=[(each, each) for each in sorted({entry.cell.device_class for entry in known})],
+        regions=[(each, each) for each in sorted({entry.cell.region for entry in known} - {""})],
+        spans=SPANS,
+        panel=model_panel(found, hourly, labels, begin, end) if found else None,
+        comparison=_comparison(given, model, versions, version, begin, end),
+        budgets=_gauges(store),
+        k_min=K_MIN,
+    )
+
+
+@router.get("/alerts")
+def alerts_page(request: Request, given: Given) -> HTMLResponse:
+    now = given.clock()
+    firing = given.alerts.alerts.alerts(states=(State.FIRING,), limit=ALERTS_SHOWN)
+    silences = given.alerts.alerts.silences()
+    firing.sort(key=lambda alert: (-alert.severity.rank, alert.began_at))
+    return render(
+        request,
+        "alerts.html",
+        now=now,
+        firing=[
+            {
+                "id": alert.id,
+                "rule": alert.rule,
+                "subject": alert.subject,
+                "severity": alert.severity.value,
+                "summary": alert.summary,
+                "began_at": alert.began_at,
+                "acknowledged_by": alert.acknowledged_by,
+                "silenced": any(each.covers(alert, now) for each in silences),
+                "runbook": f"/runbooks/alert-{alert.rule}",
+            }
+            for alert in firing
+        ],
+        ended=given.alerts.alerts.alerts(states=(State.RESOLVED,), since=now - ENDED_S, limit=ENDED_SHOWN),
+        objectives=[_objective(given, kept.objective) for kept in given.alerts.objectives.objectives()],
+        rules=len(RULES),
+    )
+
+
+@router.get("/privacy")
+def privacy_page(request: Request, given: Given) -> HTMLResponse:
+    return render(request, "privacy.html", blocks=prose.blocks(given.statement()))
+
+
+@router.get("/runbooks/{name}")
+def runbook_page(request: Request, name: str) -> HTMLResponse:
+    text = runbooks.read(name)
+    if text is None:
+        raise NotFound("runbook", name, f"there are {', '.join(runbooks.names())}")
+    return render(
+        request,
+        "runbook.html",
+        name=name,
+        title=prose.title(text, name),
+        blocks=prose.blocks(text),
+        others=runbooks.names(),
+    )
+
+
+@router.get("/reviews")
+def reviews_page(request: Request, given: Given) -> HTMLResponse:
+    return _review(request, given, given.reviews.so_far(), "")
+
+
+@router.get("/reviews/{week}")
+def review_page(request: Request, given: Given, week: str) -> HTMLResponse:
+    return _review(request, given, given.reviews.review(Week.parse(week)), week)
+
+
+def _review(request: Request, given: Services, found: Review, chosen: str) -> HTMLResponse:
+    text = review_markdown(found)
+    weeks = [week for week, _ in given.reviews.weeks()][:WEEKS_SHOWN]
+    return render(
+        request,
+        "reviews.html",
+        title=prose.title(text, "Weekly review"),
+        blocks=prose.blocks(text),
+        weeks=weeks,
+        chosen=chosen,
+    )
+
+
+def _objective(given: Services, objective: Objective) -> dict[str, object]:
+    burn = given.alerts.burn(objective)
+    left = "no traffic" if burn.left is None else f"{100 * burn.left:.0f} %"
+    return {
+        "name": objective.name,
+        "model": objective.model + (f", {objective.device_class}" if objective.device_class else ""),
+        "indicator": objective.indicator.value,
+        "target": objective.target,
+        "left": left,
+    }
+
+
+def _versions(given: Services, model: str, known: list[Known]) -> list[str]:
+    """Return the versions that something is known of, oldest release first."""
+    seen = {entry.cell.version for entry in known}
+    ranked = [release.version for release in given.releases.releases() if release.model == model]
+    return [each for each in ranked if each in seen] + sorted(seen - set(ranked))
+
+
+def _labels(given: Services, model: str, version: str) -> tuple[str, ...]:
+    release = given.releases.release(ModelName(model), version)
+    manifest = None if release is None else given.releases.manifest(release.bundle_sha256)
+    return () if manifest is None else manifest.labels
+
+
+def _comparison(
+    given: Services, model: str, versions: list[str], version: str, begin: float, end: float
+) -> _Comparison | None:
+    """Return the newest version, or the one chosen, against the one before it; None where there is none."""
+    after = version or (versions[-1] if versions else "")
+    place = versions.index(after) if after in versions else 0
+    if place == 0:
+        return None
+    before = versions[place - 1]
+    old, new = (given.metrics.mixed(model=model, version=each, since=begin, until=end) for each in (before, after))
+    labels = _labels(given, model, before), _labels(given, model, after)
+    found = slices.slices(old, new, labels=labels if all(labels) else None)
+    rows = tuple(_row(each) for each in found[:SLICES_SHOWN])
+    hidden = tuple(each.name for each in found if each.is_hidden)
+    return _Comparison(before, after, rows, max(0, len(found) - SLICES_SHOWN), hidden)
+
+
+def _row(found: Slice) -> _Row:
+    if found.p is None:
+        verdict = "too little to tell"
+    elif found.is_regression:
+        verdict = f"worse (p = {found.p_adjusted:.2g})"
+    else:
+        verdict = "no worse that could be seen"
+    worse = "–" if found.worse is None else f"{100 * found.worse:+.1f} points"
+    name = "everything" if found.dimension is slices.Dimension.ALL else found.name
+    return _Row(name, found.measure.value, said(found.before), said(found.after), worse, verdict)
+
+
+def _gauges(store: MetricsStore) -> list[_Gauge]:
+    found = []
+    for mixer in store.mixers()[:MIXERS_SHOWN]:
+        if mixer.state is None or not mixer.state.budgets:
+            continue
+        newest = mixer.state.budgets[0]
+        day = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=newest.day)
+        share = newest.rho_spent / newest.rho_budget if newest.rho_budget else 1.0
+        delta = mixer.state.delta
+        found.append(
+            _Gauge(mixer.id, f"{day:%Y-%m-%d}", share, eps(newest.rho_spent, delta), eps(newest.rho_budget, delta))
+        )
+    return found

@@ -1,0 +1,41 @@
+"""Our own generated Markdown as blocks of a page."""
+
+from muster_controller.web.prose import blocks, title
+
+TEXT = """# Review of 2026-W47
+
+Nothing **broke**, see [the runbook](docs/runbooks/x.md).
+
+## Cost
+
+| model | CPU-hours |
+|---|---|
+| digits | 1.5 |
+
+```console
+$ muster metrics digits
+
+second line
+```
+
+1. one
+  and more of it
+2. two
+"""
+
+
+def test_headings_paragraphs_tables_and_lists_come_in_order() -> None:
+    found = blocks(TEXT)
+
+    assert found == [
+        ("p", "Nothing broke, see the runbook."),
+        ("h2", "Cost"),
+        ("table", [["model", "CPU-hours"], ["digits", "1.5"]]),
+        ("code", "$ muster metrics digits\n\nsecond line"),
+        ("list", ["one and more of it", "two"]),
+    ]
+
+
+def test_the_title_is_the_first_heading() -> None:
+    assert title(TEXT, "?") == "Review of 2026-W47"
+    assert title("no heading", "Review") == "Review"
