@@ -8,6 +8,7 @@
 #   make check-wheels         that a device can install from wheels alone, on x86-64 and aarch64; asks the index
 #   make bench                measured figures of the README
 #   make bench-rollout        the gate and the rollouts against their peers' rules; ten minutes
+#   make bench-metrics        cost, accuracy, noise and drift of the anonymous metrics; ten minutes
 #   make bench-serving        our serving against its peers and the bare engine; needs wrk, takes half an hour
 
 SHELL := /bin/sh
@@ -18,7 +19,7 @@ PARTS := shared agent controller simulator
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check audit fuzz wheels sbom check-wheels bench bench-serving bench-rollout lock clean
+.PHONY: help install demo test check audit fuzz wheels sbom check-wheels bench bench-serving bench-rollout bench-metrics lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -72,6 +73,9 @@ bench: install
 
 bench-serving: install
 	@PYTHONPATH=tests $(BIN)/python -m bench.serving $(ARGS)
+
+bench-metrics: install
+	@PYTHONPATH=tests $(BIN)/python -m bench.metrics $(ARGS)
 
 bench-rollout: install
 	@PYTHONPATH=tests $(BIN)/python -m bench.rollout $(ARGS)

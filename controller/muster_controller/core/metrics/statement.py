@@ -4,6 +4,7 @@ Made of the constants that devices and controller are built with, of what each r
 say of themselves; `markdown` is for people. It promises nothing that the code does not hold.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -144,7 +145,7 @@ def statement(
 def _error(devices: int, share: float = 0.1, classes: int = 10) -> float:
     """Return the standard deviation of a class share in one hour, relative to the share; of noise alone."""
     noise = sigma(Kind.CLASSES) / UNITS / devices
-    return noise * ((1 - share) ** 2 + share**2 * (classes - 1)) ** 0.5 / share
+    return noise * math.sqrt((1 - share) ** 2 + share**2 * (classes - 1)) / share
 
 
 def _mixer(seen_at: float, state: MixerState) -> MixerTerms:
