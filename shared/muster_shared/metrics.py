@@ -41,8 +41,8 @@ CLASSES_MAX: Final = 256
 LATENCY_GRID: Final = 4
 """Buckets for each doubling of the fleet's latency histogram: floor(4 log2 us). The device's own has 16."""
 REGION_LABEL: Final = "region"
-LAB_BEHIND_S: Final = 30 * DAY_S
-"""How far behind the wall a lab's fast clock begins; at 360 times the speed it catches up after two hours."""
+LAB_BEHIND_S: Final = 6 * DAY_S
+"""How far behind the wall a lab's fast clock begins; at 360 times the speed it catches up after 24 minutes."""
 
 
 class Kind(StrEnum):

@@ -4,9 +4,7 @@ The broker asks nobody for a certificate, so that the listener hears every messa
 and sends with the agent's own code, but serves nothing. The clock of the metrics runs SPEED times as fast for all.
 """
 
-import math
 import os
-import random
 import subprocess
 import sys
 import threading
@@ -215,7 +213,8 @@ def metrics_stage(folder: Path, device: str, cellar: str) -> Iterator[Stage]:
     since = round(time.time(), 3)
     mixer = MixerFolder.create(folder / "mixer", "mixer-1")
     mixers = {mixer.card().key_id: mixer.card().public_key}
-    init_operator(folder / "operator", [MODEL], create_online_keys(folder / "data"), datetime.now(UTC), mixers=mixers)
+    online = create_online_keys(folder / "data")
+    offline = init_operator(folder / "operator", [MODEL], online, datetime.now(UTC), mixers=mixers)
     with ExitStack() as stack:
         controller = ControllerProcess(folder, ("--broker-port", "0"), FLEET)
         stack.callback(controller.stop)
@@ -223,7 +222,7 @@ def metrics_stage(folder: Path, device: str, cellar: str) -> Iterator[Stage]:
         listener = Listener(parse_broker_url(running.broker_url).port)
         stack.callback(listener.close)
         stack.enter_context(_mixing(folder / "mixer", running.broker_url, since))
-        agent = _agent(folder, folder / cellar, device, running.broker_url, since)
+        agent = _agent(folder / cellar, device, running.broker_url, offline.root, since)
         stack.callback(_end, agent.process)
         api = stack.enter_context(client(running.url, local_token(folder / "data")))
         bring_trust(folder, api)
@@ -285,9 +284,9 @@ def _publish(folder: Path, api: httpx.Client) -> str:
     return digest(encoded)
 
 
-def _agent(folder: Path, own: Path, device: str, broker_url: str, since: float) -> Agent:
+def _agent(own: Path, device: str, broker_url: str, root: bytes, since: float) -> Agent:
     own.mkdir()
-    (own / "root.json").write_bytes((folder / "operator" / "metadata" / "root.json").read_bytes())
+    (own / "root.json").write_bytes(root)
     (own / "agent.toml").write_text(
         f'fleet = "{FLEET}"\ndevice = "{device}"\ndevice_class = "{DEVICE_CLASS}"\nbroker_url = "{broker_url}"\n'
         f'data_dir = "{own / "data"}"\nbootstrap_root = "{own / "root.json"}"\nthreads = 1\ntwin_every_s = 1.0\n'

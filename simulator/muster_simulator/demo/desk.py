@@ -27,6 +27,7 @@ from muster_controller.api.schemas import (
     Status,
 )
 from muster_controller.api.schemas.identity import EnrolTokenMade, IdentityChanged
+from muster_controller.api.schemas.metrics import FiguresView
 from muster_controller.core.policy import Policy
 from muster_controller.mixer.folder import MixerFolder
 from muster_controller.operators.local import read_local
@@ -82,6 +83,10 @@ class Desk:
         body = {"mixer": card.mixer, "identity": card.identity, "public_key": card.public_key.hex()}
         found = self._ask("POST", "/mixers", content=msgspec.json.encode(body | {"reason": "the demo"}), kind=_JSON)
         mixer.admit(msgspec.convert({**msgspec.json.decode(found), "mixer": card.mixer}, Admitted))
+
+    def classes(self, model: ModelName) -> FiguresView:
+        """Return what is known of the classes that a model's answers came out as, without knowing whose."""
+        return self._get(f"/metrics/{model}/classes", FiguresView, step="hour")
 
     def revoke(self, device: DeviceId, reason: str) -> IdentityChanged:
         """Take the identity of `device` for good. Returns when the broker knows."""

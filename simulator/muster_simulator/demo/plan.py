@@ -97,6 +97,7 @@ STAGED = Policy(
 
 MIXER = "mixer-1"
 METRICS_SPEED = 360.0  # An hour of the metrics passes in 10 s: the story of two minutes is half a day.
+MIXED_HOURS = 3
 MIXED_S = 60.0  # An hour, the time until it is closed, and a controller that has other things to do.
 
 TOKEN_S = 3600.0  # Of the token that all devices enrol with.

@@ -72,6 +72,8 @@ class Story:
             self._worse_releases()
         with step("Roll out digits 2.1.0 while a line is cut, an agent is killed and the broker restarts"):
             self._under_faults(traffic)
+        with step("Ask what digits answers, without anybody knowing who was asked what"):
+            self._anonymous()
         with step("Somebody without a certificate, and a device with the wrong one, try"):
             self._strangers.try_without()
             self._strangers.try_as_another(registrar)
@@ -240,6 +242,28 @@ class Story:
         self._faulted(CUT, f"cut off for {away_s:.0f} s", hands.await_version(CUT, DIGITS, version) - mended_at)
         hands.check_everywhere({DIGITS: version, MAGIKA: "2.0.0"})
         self._let_flow(traffic, {DIGITS: version})
+
+    def _anonymous(self) -> None:
+        """Wait for sums of the mixer at the controller, and say how much can be known of so few devices."""
+        found = self._desk.classes(DIGITS)
+
+        def mixed() -> bool:
+            nonlocal found
+            found = self._desk.classes(DIGITS)
+            return len(found.points) >= plan.MIXED_HOURS
+
+        self._hands.until("the mixer's sums are at the controller", mixed, plan.MIXED_S, plan.MIXER, every_s=1.0)
+        devices = max(each.figure.devices for point in found.points for each in point.figures)
+        known = [each for each in found.figures if each.figure.value is not None]
+        self._display.say(
+            f"{plan.MIXER} has published {len(found.points)} hours (10 s each) of up to {devices} devices, with noise"
+        )
+        for each in known[:3]:
+            value, low, high = each.figure.value or 0.0, each.figure.low or 0.0, each.figure.high or 1.0
+            self._display.say(f"class {each.name}: {value:.1%} of answers, between {low:.1%} and {high:.1%}")
+        if not known:
+            few = f"{self.devices} devices in {len(found.points)} hours are too few to know the share of a class"
+            self._display.say(f"{few}: {self._stage.url}/privacy says what is sent")
 
     # -- traffic -----------------------------------------------------------------------------------------------------
 
