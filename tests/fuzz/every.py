@@ -17,6 +17,7 @@ MODULES = {
     ),
     "trust": ("trust-forged", "trust-signed", "trust-state"),
     "serving": ("v2", "grpc", "http", "frames", "chunks"),
+    "metrics": ("window", "sealed", "histogram", "mixed", "mixer-state", "reference"),
     "control": ("policy", "selector", "ceremony", "online-keys", "api-bodies"),
 }
 NAMES = tuple(name for names in MODULES.values() for name in names)

@@ -1,4 +1,4 @@
-"""A stage for the anonymous metrics: broker, controller, mixer and one agent as processes, a crowd of devices, a listener.
+"""A stage for the anonymous metrics: broker, controller, mixer and one agent as processes, a crowd, and a listener.
 
 The broker asks nobody for a certificate, so that the listener hears every message that crosses it. The crowd measures
 and sends with the agent's own code, but serves nothing. The clock of the metrics runs SPEED times as fast for all.

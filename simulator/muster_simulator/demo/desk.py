@@ -84,9 +84,10 @@ class Desk:
         found = self._ask("POST", "/mixers", content=msgspec.json.encode(body | {"reason": "the demo"}), kind=_JSON)
         mixer.admit(msgspec.convert({**msgspec.json.decode(found), "mixer": card.mixer}, Admitted))
 
-    def classes(self, model: ModelName) -> FiguresView:
-        """Return what is known of the classes that a model's answers came out as, without knowing whose."""
-        return self._get(f"/metrics/{model}/classes", FiguresView, step="hour")
+    def classes(self, model: ModelName, since: float) -> FiguresView:
+        """Return what is known of the classes that a model's answers came out as, without knowing whose, by hours."""
+        query = {"from": int(since)}
+        return self._get(f"/metrics/{model}/classes", FiguresView, step="hour", **query)
 
     def revoke(self, device: DeviceId, reason: str) -> IdentityChanged:
         """Take the identity of `device` for good. Returns when the broker knows."""

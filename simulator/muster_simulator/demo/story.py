@@ -18,6 +18,7 @@ from muster_controller.registry.tuf_repository import TufRepository, create_onli
 from muster_shared.enrolment import parse_token
 from muster_shared.errors import MusterError
 from muster_shared.ids import ModelName
+from muster_shared.metrics import LAB_BEHIND_S
 from muster_simulator.demo import plan
 from muster_simulator.demo.desk import Desk, DeskRefused
 from muster_simulator.demo.display import Display
@@ -245,11 +246,12 @@ class Story:
 
     def _anonymous(self) -> None:
         """Wait for sums of the mixer at the controller, and say how much can be known of so few devices."""
-        found = self._desk.classes(DIGITS)
+        since = self._stage.began_at - LAB_BEHIND_S
+        found = self._desk.classes(DIGITS, since)
 
         def mixed() -> bool:
             nonlocal found
-            found = self._desk.classes(DIGITS)
+            found = self._desk.classes(DIGITS, since)
             return len(found.points) >= plan.MIXED_HOURS
 
         self._hands.until("the mixer's sums are at the controller", mixed, plan.MIXED_S, plan.MIXER, every_s=1.0)
