@@ -29,6 +29,7 @@ from harness.controller_process import ControllerProcess, bring_trust
 from harness.desk import client, local_token
 from harness.fleet_of_one import Agent
 from muster_agent.metrics.port import DriftState, Release, Tally
+from muster_controller.broker.programs import BrokerKind
 from muster_controller.mixer.folder import MixerFolder
 from muster_controller.registry.operator import init_operator, sign_release
 from muster_controller.registry.tuf_repository import create_online_keys
@@ -47,8 +48,8 @@ ALLOW = (Kind.CLASSES, Kind.CONFIDENCE, Kind.LATENCY, Kind.INPUTS)
 """Neither drift nor feedback, both of which are measured all the same."""
 SPEED = 480.0
 """An hour passes in 7.5 s, and is closed 9.4 s after that."""
-CROWD = 400
-"""Noise is 20 devices on each class: a tenth of so many is lost in it, a third is not."""
+CROWD = 800
+"""The noise of an hour is 20 devices on each class: shares of so many are known to a few hundredths."""
 FIRST_SHARE = 0.7
 """Of the crowd's inferences that come out as the first class, the others as the second; nobody's as the third."""
 LINKS = 8
@@ -71,19 +72,30 @@ class Listener:
         self.messages: list[Message] = []
         self.is_there = threading.Event()
         self._client = mqtt.Client(CallbackAPIVersion.VERSION2, "listener", protocol=MQTTProtocolVersion.MQTTv5)
-        self._client.on_connect = lambda *_: self._client.subscribe("#", qos=1)
-        self._client.on_subscribe = lambda *_: self.is_there.set()
+        self._client.on_connect = self._on_connect
+        self._client.on_subscribe = self._on_subscribe
         self._client.on_message = self._on_message
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
         assert self.is_there.wait(DEADLINE_S), "the broker lets nobody listen"
 
+    def _on_connect(self, *_: object) -> None:
+        self._client.subscribe("#", qos=1)
+
+    def _on_subscribe(self, *_: object) -> None:
+        self.is_there.set()
+
     def _on_message(self, _client: mqtt.Client, _data: object, message: mqtt.MQTTMessage) -> None:
-        properties = repr(message.properties.json()).encode() if message.properties is not None else b""
+        said = message.properties
+        properties = b"" if said is None else repr(said.json()).encode()  # type: ignore[no-untyped-call]  # paho's.
         self.messages.append(Message(message.topic, bytes(message.payload), properties))
 
     def say(self, topic: str, payload: bytes) -> None:
         self._client.publish(topic, payload, qos=1)
+
+    def on(self, topic: str) -> list[Message]:
+        """Return what was heard on this topic so far."""
+        return [each for each in list(self.messages) if each.topic == topic]
 
     def under(self, *branches: str) -> list[Message]:
         """Return what was heard under these branches of the fleet's topics so far."""
@@ -207,6 +219,8 @@ class Stage:
 def metrics_stage(folder: Path, device: str, cellar: str) -> Iterator[Stage]:
     """Set everything up, with the release rolled out to the agent.
 
+    The broker is Mosquitto: NATS speaks no MQTT 5, and so has no properties to look into.
+
     Args:
         cellar: Names the folder in which the agent has everything: its data, and so its models.
     """
@@ -216,7 +230,7 @@ def metrics_stage(folder: Path, device: str, cellar: str) -> Iterator[Stage]:
     online = create_online_keys(folder / "data")
     offline = init_operator(folder / "operator", [MODEL], online, datetime.now(UTC), mixers=mixers)
     with ExitStack() as stack:
-        controller = ControllerProcess(folder, ("--broker-port", "0"), FLEET)
+        controller = ControllerProcess(folder, ("--broker", BrokerKind.MOSQUITTO, "--broker-port", "0"), FLEET)
         stack.callback(controller.stop)
         running = controller.start()
         listener = Listener(parse_broker_url(running.broker_url).port)

@@ -390,3 +390,13 @@ def test_the_privacy_page_says_what_is_in_force_and_the_alert_and_review_pages_a
     assert "**" not in privacy
     assert "Objectives" in alerts
     assert "Week" in review
+
+
+def test_every_runbook_is_a_page_and_what_is_none_is_not_found(desk: Desk) -> None:
+    drift, key = page(desk, "/runbooks/alert-drift"), page(desk, "/runbooks/lost-key")
+
+    assert "What to do" in drift
+    assert "<pre>" in drift
+    assert "```" not in drift + key
+    page(desk, "/runbooks/no-such", 404)
+    page(desk, "/runbooks/..%2F..%2Fetc", 404)
