@@ -255,11 +255,10 @@ class Story:
             return len(found.points) >= plan.MIXED_HOURS
 
         self._hands.until("the mixer's sums are at the controller", mixed, plan.MIXED_S, plan.MIXER, every_s=1.0)
-        devices = max(each.figure.devices for point in found.points for each in point.figures)
+        windows = max(each.figure.devices for point in found.points for each in point.figures)
         known = [each for each in found.figures if each.figure.value is not None]
-        self._display.say(
-            f"{plan.MIXER} has published {len(found.points)} hours (10 s each) of up to {devices} devices, with noise"
-        )
+        hours = f"{len(found.points)} hours, 10 s each"
+        self._display.say(f"{plan.MIXER} has published {hours}, of up to {windows} windows, with noise")
         for each in known[:3]:
             value, low, high = each.figure.value or 0.0, each.figure.low or 0.0, each.figure.high or 1.0
             self._display.say(f"class {each.name}: {value:.1%} of answers, between {low:.1%} and {high:.1%}")
