@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import structlog
 
-from muster_agent.engines.port import EngineError, EngineMissing, Session
+from muster_agent.engines.port import EngineError, EngineMissing, Session, without_folder
 from muster_agent.engines.registry import engine
 from muster_agent.engines.tuning import BUDGET_S, NothingPasses, Tuned, tune
 from muster_agent.engines.warmup import warm_up
@@ -94,8 +94,14 @@ class ReleaseLoader:
         Args:
             prove: Run the golden cases and measure, whatever is remembered.
         Raises:
-            Refused: whatever goes wrong.
+            Refused: whatever goes wrong. What it says leaves the device, so it names no folder of it.
         """
+        try:
+            return self._load(release, manifest, variants, prove=prove)
+        except Refused as refused:
+            raise Refused(refused.refusal, without_folder(refused.detail, self._views.root)) from refused
+
+    def _load(self, release: ReleaseRef, manifest: Manifest, variants: Sequence[Variant], *, prove: bool) -> Prepared:
         release_memory()
         before = self._resident()
         try:

@@ -202,6 +202,26 @@ class Stage:
             return {}
         return {each["name"]: each["figure"] for each in answer.raise_for_status().json()["figures"]}
 
+    def roll_out(self, version: str) -> None:
+        """Roll a release out to the agent, and return when that has ended, well or not."""
+        policy = {"waves": [1], "window_s": 0.2, "window_max_s": 0.4, "requests_min": 0, "deadline_s": DEADLINE_S}
+        made = self.api.post("/rollouts", json={"model": MODEL, "version": version, "policy": policy})
+        rollout = made.raise_for_status().json()["id"]
+        ended = ("finished", "aborted", "paused")
+        self.until(lambda: self.api.get(f"/rollouts/{rollout}").json()["state"] in ended, f"the end of {rollout}")
+
+    def fail(self, version: str) -> list[Message]:
+        """Roll out a release that no engine loads; return what the agent says of it."""
+        _publish(self.folder, self.api, version, 2, b"no model at all")
+        self.roll_out(version)
+        topic = f"muster/v1/{FLEET}/device/{self.device}/event"
+
+        def said() -> list[Message]:
+            return [each for each in self.listener.on(topic) if version.encode() in each.payload]
+
+        self.until(lambda: any(b'"outcome"' in each.payload for each in said()), f"what became of {version}")
+        return said()
+
     def until(self, holds: Callable[[], Any], what: str) -> Any:
         """Return what `holds` does, once it is something."""
         deadline = time.monotonic() + DEADLINE_S
@@ -240,14 +260,13 @@ def metrics_stage(folder: Path, device: str, cellar: str) -> Iterator[Stage]:
         stack.callback(_end, agent.process)
         api = stack.enter_context(client(running.url, local_token(folder / "data")))
         bring_trust(folder, api)
-        bundle = _publish(folder, api)
+        bundle = _publish(folder, api, VERSION, 1, sorting_model())
         crowd = Crowd(running.broker_url, bundle, mixers, lambda: metrics_time(time.time(), SPEED, since))
         stack.callback(crowd.close)
         stage = Stage(folder, device, since, running.broker_url, api, agent, listener, mixer.seal_keys())
         stack.callback(stage.served.close)
         stage.until(lambda: _is_known(api), "the agent is known")
-        policy = {"waves": [1], "window_s": 0.2, "window_max_s": 0.4, "requests_min": 0, "deadline_s": DEADLINE_S}
-        api.post("/rollouts", json={"model": MODEL, "version": VERSION, "policy": policy}).raise_for_status()
+        stage.roll_out(VERSION)
         stage.until(lambda: _is_served(stage.served), "the release is served")
         yield stage
 
@@ -266,19 +285,19 @@ def sorting_model() -> bytes:
     return raw
 
 
-def _publish(folder: Path, api: httpx.Client) -> str:
-    """Sign and publish the release; return the digest of its bundle."""
-    bundle = folder / "bundle"
+def _publish(folder: Path, api: httpx.Client, version: str, release: int, model: bytes) -> str:
+    """Sign and publish a release; return the digest of its bundle."""
+    bundle = folder / f"bundle-{version}"
     bundle.mkdir()
     cases = np.eye(len(LABELS), dtype=np.float32)
     arrays: dict[str, Any] = {"input.x": cases, "output.y": cases}
     np.savez(bundle / "golden.npz", **arrays)
-    (bundle / "model.onnx").write_bytes(sorting_model())
+    (bundle / "model.onnx").write_bytes(model)
     contents = {path.name: path.read_bytes() for path in bundle.iterdir()}
     manifest = Manifest(
         model=MODEL,
-        version=VERSION,
-        release=1,
+        version=version,
+        release=release,
         inputs=(TensorSpec(name="x", datatype="FP32", shape=(-1, len(LABELS))),),
         outputs=(TensorSpec(name="y", datatype="FP32", shape=(-1, len(LABELS))),),
         files=tuple(describe_file(path, raw) for path, raw in sorted(contents.items())),

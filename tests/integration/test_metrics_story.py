@@ -96,7 +96,7 @@ def opened(stage: Stage, message: Message) -> Message:
     return Message(f"{message.topic} opened", plain, message.properties)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Heard:
     """What the story left behind."""
 
@@ -106,6 +106,8 @@ class Heard:
     plain: list[Message]
     """The sealed ones, opened."""
     mixed: list[Message]
+    failures: list[Message]
+    """What the agent said of a release that it could not load."""
     with_a_leak: list[Message]
     classes: Mapping[str, Mapping[str, Any]]
     accuracy: Mapping[str, Mapping[str, Any]]
@@ -122,7 +124,7 @@ class Heard:
 
 
 @pytest.fixture(scope="module")
-def heard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Heard]:
+def heard(tmp_path_factory: pytest.TempPathFactory) -> Heard:
     folder = tmp_path_factory.mktemp("metrics-story")
     try:
         find_broker(BrokerKind.MOSQUITTO)
@@ -130,6 +132,7 @@ def heard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Heard]:
         pytest.skip(str(error))
     with metrics_stage(folder, DEVICE, CELLAR) as stage:
         plain: dict[Message, Message] = {}
+        failures = stage.fail("1.1.0")
 
         def own_window() -> bool:
             """Ask, and look whether a window of an hour with these answers has crossed the broker."""
@@ -139,19 +142,20 @@ def heard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Heard]:
             return any(third(msgspec.json.decode(each.payload, type=Window)) for each in fresh.values())
 
         stage.until(own_window, "the agent's own window")
-        classes = stage.until(lambda: known(stage.figures("classes")), "figures of the classes")
+        stage.until(lambda: known(stage.figures("classes")), "figures of the classes")
         everything = list(stage.listener.messages)
         stage.listener.say("story/leak", b'{"x": "%s"}' % base64.b64encode(struct.pack("<f", SECRET)))
         leaks = stage.until(lambda: stage.listener.on("story/leak"), "the planted leak")
         sealed = [each for each in everything if "/metrics/" in each.topic]
-        yield Heard(
+        return Heard(
             folder=folder,
             everything=everything,
             sealed=sealed,
             plain=[plain[each] if each in plain else opened(stage, each) for each in sealed],
             mixed=[each for each in everything if "/mixed/" in each.topic],
+            failures=failures,
             with_a_leak=leaks,
-            classes=classes,
+            classes=stage.figures("classes"),
             accuracy=stage.figures("accuracy"),
         )
 
@@ -213,6 +217,9 @@ def test_nothing_of_an_input_crosses_the_broker_in_any_message(heard: Heard) -> 
 
 
 def test_no_path_of_a_device_crosses_the_broker_in_any_message(heard: Heard) -> None:
+    """Not even in what it says of a model that no engine loads: engines name the file in full."""
+    assert any(b"does not load" in each.payload for each in heard.failures)
+
     needles = {"its folder": CELLAR.encode(), "the stage's folder": str(heard.folder).encode()}
 
     assert found(heard.readable, needles) == []

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 import structlog
 
-from muster_agent.engines.port import Achieved, Array, InferenceFailed, InputRefused, ModelUnloadable
+from muster_agent.engines.port import Achieved, Array, InferenceFailed, InputRefused, ModelUnloadable, without_folder
 from muster_agent.engines.providers import CPU, candidates, provider_options, short
 from muster_agent.engines.tensors import ModelTensor, check_inputs, check_model, ready
 from muster_shared.bundle import DataType, Runtime, TensorSpec, Variant
@@ -194,7 +194,8 @@ def _open(
         try:
             session = onnxruntime.InferenceSession(str(model_file), options, providers=chain)
         except Exception as error:  # Its errors share no base class below Exception.
-            refused.append(f"{short(provider)}: {str(error).strip().partition(chr(10))[0][:400]}")
+            said = without_folder(str(error).strip().partition(chr(10))[0], model_file.parent)
+            refused.append(f"{short(provider)}: {said[:400]}")
             continue
         actual: list[str] = session.get_providers()
         if actual[0] != provider:  # A provider that does not start is only a warning to the runtime.

@@ -15,7 +15,7 @@ import openvino
 import structlog
 
 from muster_agent.engines import compiled_cache
-from muster_agent.engines.port import Achieved, Array, InferenceFailed, ModelUnloadable
+from muster_agent.engines.port import Achieved, Array, InferenceFailed, ModelUnloadable, without_folder
 from muster_agent.engines.tensors import ModelTensor, check_inputs, check_model, ready
 from muster_shared.bundle import DataType, Runtime, TensorSpec, Variant
 
@@ -82,7 +82,7 @@ class OpenVino:
                 settings = _settings(device, variant, threads, instances)
                 compiled = self._compile(_files(model_file, variant), device, settings, cache_dir)
             except Exception as error:  # The binding raises RuntimeError and TypeError without a tree.
-                refused.append(f"{device}: {_first_line(error)}")
+                refused.append(f"{device}: {without_folder(_first_line(error), model_file.parent)}")
                 continue
             break
         else:

@@ -48,6 +48,13 @@ class ModelUnloadable(EngineError):
         self.reason = reason
 
 
+def without_folder(text: str, folder: Path) -> str:
+    """Return `text` with the paths in `folder` relative to it: where a device keeps its files is told nobody."""
+    for name in dict.fromkeys((str(folder), str(folder.resolve()))):
+        text = text.replace(f"{name}/", "").replace(name, ".")
+    return text
+
+
 class InputRefused(EngineError):
     """An input that does not fit the manifest; nothing was run."""
 

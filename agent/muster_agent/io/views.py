@@ -28,6 +28,11 @@ class Views:
     def __init__(self, disk: OsDisk) -> None:
         self._disk = disk
 
+    @property
+    def root(self) -> Path:
+        """The folder of the device that all of them are in."""
+        return self._disk.root
+
     def make(self, bundle: Sha256, files: Iterable[BundleFile]) -> Path:
         """Return a fresh folder with `files` under their manifest paths.
 
