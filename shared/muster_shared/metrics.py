@@ -59,7 +59,8 @@ class Kind(StrEnum):
     DRIFT = "drift"
     """By `DRIFT`: what the device's own detectors say at the end of the period."""
     FEEDBACK = "feedback"
-    """Of labelled inferences: 2 * true class + (1 if it was right)."""
+    """Of labelled inferences: 2 * true class + (1 if it was right). The last place, 2 * classes, is of those whose true
+    class the release does not know: all wrong, or a release would look the better the less it knows."""
 
 
 CONFIDENCE_BINS: Final = 20
@@ -104,7 +105,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, order=True):
             case Kind.DRIFT:
                 return len(DRIFT)
             case Kind.FEEDBACK:
-                return 2 * self.classes
+                return 2 * self.classes + 1 if self.classes else 0
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):

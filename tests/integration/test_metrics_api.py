@@ -83,7 +83,7 @@ def votes(right: float, worse: float, shares: float) -> dict[Kind, list[float]]:
         Kind.LATENCY: latency,
         Kind.INPUTS: [DEVICES * 0.95, 0, 0, 0, 0, DEVICES * 0.05, 0, 0],
         Kind.DRIFT: [DEVICES * 0.9, DEVICES * 0.1, 0, 0],
-        Kind.FEEDBACK: [first * (1 - right), first * right, second * (1 - worse), second * worse],
+        Kind.FEEDBACK: [first * (1 - right), first * right, second * (1 - worse), second * worse, 0],
     }
 
 

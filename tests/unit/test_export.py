@@ -65,7 +65,7 @@ def test_every_number_of_a_vector_is_a_row_with_its_name_and_its_noise() -> None
 @pytest.mark.parametrize(
     ("kind", "labels"),
     [
-        (Kind.FEEDBACK, ["cat, wrong", "cat, right", None]),
+        (Kind.FEEDBACK, ["cat, wrong", "cat, right", "class that the release does not know, wrong"]),
         (Kind.INPUTS, ["plain", "out_of_range", "outlier"]),
         (Kind.DRIFT, ["quiet", "drifting", "skewed"]),
         (Kind.LATENCY, [None, None, None]),

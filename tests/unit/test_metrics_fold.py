@@ -265,7 +265,7 @@ def test_labels_that_came_back_are_counted_by_true_class_and_whether_it_was_righ
     second = counting.take().counts[Kind.FEEDBACK]
 
     assert first == {5: 1, 0: 1}
-    assert second == {0: 1}
+    assert second == {0: 1, 6: 1}  # What the release does not know it cannot have got right.
 
 
 def test_a_tally_holds_what_came_since_the_last_and_nothing_from_before_the_meter() -> None:

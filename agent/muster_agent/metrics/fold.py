@@ -281,14 +281,15 @@ class Meter:
                 self.observer.window(total / WINDOW)
 
     def _feedback(self) -> dict[int, int]:
-        """Return 2 * true class + (1 if it was right) -> count; classes beyond the last but one as the last."""
+        """Return the places of `Kind.FEEDBACK` -> count; classes beyond the last but one as the last."""
         counts: dict[int, int] = {}
         if not self.release.classes:
             return counts
         for (true, right), total in self._stats.by_label.items():
             new = total - self._labelled.get((true, right), 0)
             self._labelled[true, right] = total
-            place = 2 * min(true, self.release.classes - 1) + right
+            classes = self.release.classes
+            place = 2 * classes if true is None else 2 * min(true, classes - 1) + right
             counts[place] = counts.get(place, 0) + new
         return {place: count for place, count in counts.items() if count}
 

@@ -13,6 +13,7 @@ from muster_agent.metrics.windows import dim
 from muster_shared.errors import WireError
 from muster_shared.ids import FleetId, ModelName
 from muster_shared.metrics import (
+    CLASSES_MAX,
     CONFIDENCE_BINS,
     DAY_S,
     DRIFT,
@@ -213,6 +214,8 @@ def _name(kind: Kind, index: int, labels: Sequence[str]) -> str:
     match kind:
         case Kind.CLASSES:
             return _label(index, labels)
+        case Kind.FEEDBACK if labels and index == 2 * min(len(labels), CLASSES_MAX):
+            return "a class that the release does not know, so wrong"
         case Kind.FEEDBACK:
             return f"{_label(index // 2, labels)} {'right' if index % 2 else 'wrong'}"
         case Kind.CONFIDENCE:

@@ -105,8 +105,8 @@ class WindowStats:
         self._stages = StageHistograms()
         self.slow_ns = NEVER_SLOW_NS
         """What is answered later is slow: as the release's `slo.latency_ms_p95` has it."""
-        self.by_label: dict[tuple[int, bool], int] = {}
-        """Judged answers by (true class, whether it was right); labels that the release does not know are not there."""
+        self.by_label: dict[tuple[int | None, bool], int] = {}
+        """Judged answers by (true class, whether it was right); None: a class that the release does not know."""
         self.last_ns = 0
         """When the last answer was written, on the monotonic clock; 0: never."""
 
@@ -200,8 +200,7 @@ class WindowStats:
         """
         self._labelled += 1
         self._right += right
-        if true is not None:
-            self.by_label[true, right] = self.by_label.get((true, right), 0) + 1
+        self.by_label[true, right] = self.by_label.get((true, right), 0) + 1
 
     @property
     def rows(self) -> int:

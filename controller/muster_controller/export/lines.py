@@ -108,7 +108,8 @@ def _labels(kind: Kind, classes: Sequence[str]) -> tuple[str, ...]:
         case Kind.CLASSES:
             return tuple(classes)
         case Kind.FEEDBACK:
-            return tuple(f"{name}, {said}" for name in classes for said in ("wrong", "right"))
+            known = [f"{name}, {said}" for name in classes for said in ("wrong", "right")]
+            return (*known, "class that the release does not know, wrong") if known else ()
         case Kind.INPUTS:
             return INPUTS
         case Kind.DRIFT:

@@ -94,6 +94,7 @@ class _Meter:
         marks = 2 * np.minimum(truths[known], last) + (said.right[indices][known])
         for kind, places in ((Kind.CLASSES, answered), (Kind.CONFIDENCE, bins), (Kind.FEEDBACK, marks)):
             self._counts[kind].update(places.tolist())
+        self._counts[Kind.FEEDBACK][2 * self._release.classes] += int((~known).sum())
         self._counts[Kind.LATENCY][latency_place(self._truth.latency_ms * speed * 1e3)] += asked
         self._counts[Kind.INPUTS][INPUTS.index("plain")] += asked
 
