@@ -72,7 +72,7 @@ from muster_agent.serving.tracing import OtlpTracing
 from muster_agent.status import StatusApp
 from muster_agent.trials import EngineTrials
 from muster_shared.ids import ModelName
-from muster_shared.link import Link, LinkConfig, LinkItem, Will
+from muster_shared.link import Link, LinkConfig, LinkCounters, LinkItem, Will
 from muster_shared.messages import Hardware, Presence, encode
 from muster_shared.topics import Channel, DeviceTopic, build, device_filters
 
@@ -208,7 +208,7 @@ async def _serve(config: AgentConfig, manager: ServiceManager) -> None:
         trust=trust,
         wire=wire,
         lab=lab,
-        host=PsutilHost(config.data_dir),
+        host=PsutilHost(config.data_dir, traffic=lambda: _bytes(link.counters)),
         clock=time.time,
         random=random.SystemRandom(),
         consent=consent,
@@ -398,6 +398,10 @@ async def _watch_recent(recent: Recent) -> None:
     while True:
         recent.look()
         await asyncio.sleep(RECENT_LOOK_S)
+
+
+def _bytes(counters: LinkCounters) -> tuple[int, int]:
+    return counters.sent_bytes, counters.received_bytes
 
 
 async def _watch_meters(meters: AllMeters) -> None:

@@ -115,3 +115,11 @@ def test_the_telemetry_of_a_host_has_what_its_files_say(tmp_path: Path) -> None:
     assert found.energy_j is None
     assert found.throttled is None
     assert found.memory_percent is not None
+
+
+def test_what_the_link_carried_is_told_in_megabytes_and_unknown_where_nobody_counts(tmp_path: Path) -> None:
+    counted = PsutilHost(tmp_path, root=tmp_path, traffic=lambda: (1_500_000, 2_000)).telemetry()
+    uncounted = PsutilHost(tmp_path, root=tmp_path).telemetry()
+
+    assert (counted.net_sent_mb, counted.net_received_mb) == (1.5, 0.002)
+    assert (uncounted.net_sent_mb, uncounted.net_received_mb) == (None, None)

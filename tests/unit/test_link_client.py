@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muster_shared.link.client import CORK_BYTES, BoundedClient
+from muster_shared.link.client import CORK_BYTES, BoundedClient, Traffic
 from muster_shared.link.paho import CallbackAPIVersion, MQTTProtocolVersion, Properties, ReasonCode, mqtt
 
 WAIT_S = 10.0
@@ -140,6 +140,20 @@ def test_a_confirmation_of_nothing_that_was_sent_is_ignored(listener: Listener) 
 
     assert talk.confirmed == []
     assert talk.client.socket() is not None
+
+
+def test_what_goes_through_the_socket_is_counted_over_all_connections(listener: Listener) -> None:
+    talk = listener.meet()
+    assert isinstance(talk.client, BoundedClient)
+    traffic = talk.client.traffic = Traffic()
+
+    packet = publish_packet(b"a", b"x" * 1000, qos=0)
+    talk.say(packet)
+    talk.client.publish("t", b"y" * 500, qos=0)
+    sent = talk.received(500)
+
+    assert traffic.received == len(packet)
+    assert traffic.sent >= len(sent)
 
 
 @pytest.mark.parametrize("version", [V5, V311])

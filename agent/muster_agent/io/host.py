@@ -73,11 +73,19 @@ def usable_cpus() -> int:
 class PsutilHost:
     """`ports.Host`. A reading is kept for CACHED_S."""
 
-    def __init__(self, data_dir: Path, monotonic: Callable[[], float] = time.monotonic, root: Path = Path("/")) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        monotonic: Callable[[], float] = time.monotonic,
+        root: Path = Path("/"),
+        traffic: Callable[[], tuple[int, int]] | None = None,
+    ) -> None:
         """
         Args:
             root: Where `proc` and `sys` are.
+            traffic: Bytes that the link has sent and received; None: nobody counts them.
         """
+        self._traffic = traffic
         self._data_dir = data_dir
         self._counters = HostCounters(root)
         self._monotonic = monotonic
@@ -92,6 +100,7 @@ class PsutilHost:
         if now - self._read_at >= CACHED_S:
             self._read_at = now
             found = self._counters.read()
+            sent, received = (None, None) if self._traffic is None else self._traffic()
             self._telemetry = HostTelemetry(
                 cpu_percent=_known(psutil.cpu_percent),
                 memory_percent=_known(lambda: psutil.virtual_memory().percent),
@@ -106,6 +115,8 @@ class PsutilHost:
                 steal_percent=found.steal_percent,
                 battery_percent=_battery(),
                 energy_j=found.energy_j,
+                net_sent_mb=_mb(sent),
+                net_received_mb=_mb(received),
             )
         return self._telemetry
 
@@ -123,6 +134,10 @@ def _battery() -> float | None:
     except (AttributeError, OSError, ValueError, RuntimeError):
         return None
     return None if found is None else float(found.percent)
+
+
+def _mb(count: int | None) -> float | None:
+    return None if count is None else round(count / 1e6, 3)
 
 
 def read_temperature() -> float | None:

@@ -6,6 +6,7 @@ instead of 0.48, received 0.18 instead of 0.45. It never reconnects by itself an
 """
 
 import ssl
+from dataclasses import dataclass
 
 from muster_shared.link.paho import MQTTErrorCode, MQTTProtocolVersion, PacketTypes, Properties, ReasonCode, mqtt
 
@@ -18,6 +19,14 @@ _DUP, _QOS_BITS, _RETAIN = 0x08, 0x06, 0x01
 _PACKET_ID_BYTES = 2
 
 
+@dataclass
+class Traffic:
+    """Bytes of MQTT, over all connections; TLS is not counted."""
+
+    sent: int = 0
+    received: int = 0
+
+
 class BoundedClient(mqtt.Client):
     """paho, with an upper bound for what one packet may make us read.
 
@@ -26,6 +35,8 @@ class BoundedClient(mqtt.Client):
     """
 
     packet_limit_bytes = 0
+    traffic = Traffic()
+    """Whoever makes the client puts its own here."""
 
     tls_failure = ""
     """What TLS said when it ended this connection, such as TLSV13_ALERT_CERTIFICATE_REQUIRED; paho keeps it to itself.
@@ -78,7 +89,9 @@ class BoundedClient(mqtt.Client):
 
     def _receive(self, bufsize: int) -> bytes:
         try:
-            return super()._sock_recv(bufsize)
+            received = super()._sock_recv(bufsize)
+            self.traffic.received += len(received)
+            return received
         except ssl.SSLError as error:
             self.tls_failure = str(error.reason or error)
             raise
@@ -109,6 +122,7 @@ class BoundedClient(mqtt.Client):
         """Send all that was gathered. Raises BlockingIOError when the socket takes no more, OSError when it is lost."""
         while self._corked:
             sent = super()._sock_send(self._corked)
+            self.traffic.sent += sent
             del self._corked[:sent]
 
     def _packet_read(self) -> MQTTErrorCode:

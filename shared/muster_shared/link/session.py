@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import Literal, NamedTuple, Protocol
 
 from muster_shared.link.address import BrokerAddress
-from muster_shared.link.client import BoundedClient
+from muster_shared.link.client import BoundedClient, Traffic
 from muster_shared.link.paho import (
     CallbackAPIVersion,
     MQTTProtocolVersion,
@@ -136,6 +136,7 @@ class Link:
         self._thread: threading.Thread | None = None
 
         self._version = MqttVersion.V5
+        self._traffic = Traffic()
         self._client = self._make_client(MqttVersion.V5)
         self._selector: selectors.BaseSelector | None = None
         self._wake_r, self._wake_w = socket.socketpair()
@@ -165,7 +166,15 @@ class Link:
     @property
     def counters(self) -> LinkCounters:
         """What happened so far."""
-        return LinkCounters(self._received, self._oversize, self._malformed, self._refused, max(0, self._connects - 1))
+        return LinkCounters(
+            self._received,
+            self._oversize,
+            self._malformed,
+            self._refused,
+            max(0, self._connects - 1),
+            self._traffic.sent,
+            self._traffic.received,
+        )
 
     def start(self) -> None:
         """Connect in the background, and keep trying for ever; a link starts once."""
@@ -498,6 +507,7 @@ class Link:
             manual_ack=True,
         )
         client.packet_limit_bytes = config.packet_limit_bytes
+        client.traffic = self._traffic
         client.max_inflight_messages = 0  # `_flush` keeps the window.
         client.connect_timeout = CONNECT_TIMEOUT_S
         if config.broker.username is not None:

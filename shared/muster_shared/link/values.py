@@ -177,6 +177,7 @@ class LinkCounters:
         malformed_dropped: messages whose topic is not UTF-8.
         refused: publishes that the full queue or the broker refused.
         reconnects: connections after the first.
+        sent_bytes, received_bytes: of MQTT, before TLS wraps it.
     """
 
     received: int
@@ -184,3 +185,5 @@ class LinkCounters:
     malformed_dropped: int
     refused: int
     reconnects: int
+    sent_bytes: int = 0
+    received_bytes: int = 0
