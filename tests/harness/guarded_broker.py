@@ -25,7 +25,7 @@ from muster_controller.client_names import mixer_name
 from muster_shared.ids import DeviceId, FleetId
 
 FLEET = FleetId("f")
-WAIT_S = 10.0
+WAIT_S = 30.0
 SHA256 = "ab" * 32
 CONTROLLER_ID = f"muster-controller-{FLEET}"  # NATS takes no dots in client ids.
 
