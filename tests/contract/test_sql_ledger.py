@@ -305,6 +305,23 @@ def test_controllers_that_start_together_on_an_empty_database_take_turns(where: 
 # -- SQLite alone ------------------------------------------------------------------------------------------------------
 
 
+def test_a_writer_waits_for_another_that_turns_the_log_on(tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / "muster.db", isolation_level=None, check_same_thread=False)
+    other.execute("CREATE TABLE something (x)")
+    other.execute("BEGIN IMMEDIATE")
+    opened: list[SqlLedger] = []
+    thread = threading.Thread(target=lambda: opened.append(SqlLedger(tmp_path / "muster.db", lambda: 42.0)))
+
+    thread.start()
+    thread.join(0.3)  # It has met the lock by then, or will: either way it must end well.
+    other.execute("COMMIT")
+    other.close()
+    thread.join(30.0)
+
+    assert len(opened) == 1
+    opened[0].close()
+
+
 def test_a_commit_to_sqlite_is_on_disk_before_it_returns(tmp_path: Path) -> None:
     with SqlLedger(tmp_path / "muster.db", lambda: 42.0) as ledger, ledger._writer.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"

@@ -4,6 +4,7 @@ Raises nothing of SQLAlchemy's: `Database.translated` turns its errors into ours
 """
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,11 +19,11 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from muster_controller.db.errors import LedgerRefused, LedgerUnavailable, LedgerUrlInvalid
 
 BUSY_TIMEOUT_MS = 10_000  # Other writers are another controller, a migration or a backup tool; all of them are short.
+BUSY_RETRY_S = 0.01
 CONNECT_TIMEOUT_S = 5
 READERS = 5  # Connections kept for the API; as many again in a rush.
 
 _SQLITE_WRITER = (
-    "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=FULL",
     "PRAGMA cache_size=-65536",  # KiB; assignments for 10,000 devices are 30 MB, which should be written once.
     "PRAGMA wal_autocheckpoint=8192",  # Pages: so that most commits of that size need not tidy up after themselves.
@@ -69,7 +70,9 @@ class Database:
         """Return the engine of the writer. A commit has reached the disk when it returns."""
         if self.is_postgresql:
             return self._open_postgresql(pool_size=1, max_overflow=1)
-        return self._open_sqlite(_SQLITE_WRITER, "BEGIN IMMEDIATE")
+        engine = self._open_sqlite(_SQLITE_WRITER, "BEGIN IMMEDIATE")
+        event.listen(engine, "connect", _write_ahead)
+        return engine
 
     def open_reader(self) -> Engine:
         """Return an engine that cannot write; a reader sees one commit throughout and never waits for the writer."""
@@ -155,6 +158,18 @@ def _run(connection: DBAPIConnection, statements: tuple[str, ...]) -> None:
     for statement in statements:
         cursor.execute(statement)
     cursor.close()
+
+
+def _write_ahead(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
+    """Turn the write-ahead log on. SQLite does not wait for others here, whatever `busy_timeout` says: so do we."""
+    give_up = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            return _run(connection, ("PRAGMA journal_mode=WAL",))
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
+                raise
+            time.sleep(BUSY_RETRY_S)
 
 
 def _reason(error: Exception) -> str:

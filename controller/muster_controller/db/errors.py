@@ -19,11 +19,12 @@ class LedgerError(MusterError):
 
 class LedgerUnavailable(LedgerError):
     def __init__(self, database: str, reason: str) -> None:
-        hint = (
-            "is the server up, and may this user connect and write?"
-            if "://" in database
-            else "is the disk full, or the folder read-only?"
-        )
+        if "://" in database:
+            hint = "is the server up, and may this user connect and write?"
+        elif "locked" in reason:
+            hint = "another program holds it for long; is it a backup, or a second controller?"
+        else:
+            hint = "is the disk full, or the folder read-only?"
         super().__init__(f"the database {database} cannot be used ({reason}); {hint}")
         self.database = database
         self.reason = reason
