@@ -77,8 +77,8 @@ from muster_controller.releases import Releases
 from muster_controller.review.desk import LOOK_S as REVIEW_LOOK_S
 from muster_controller.review.desk import ReviewDesk
 from muster_controller.review.sources import Sources
-from muster_controller.web import accounts, metric_pages
-from muster_controller.web.pages import add_pages
+from muster_controller.web.frame import add_pages
+from muster_controller.web.pages import ROUTERS
 from muster_controller.whereabouts import Running, publish_running
 from muster_shared import ids, topics
 from muster_shared.ids import FleetId
@@ -377,7 +377,7 @@ class Controller:
         app = create_app(services)
         if self._config.otlp_url is not None:
             self._push_metrics(self._config.otlp_url, services, prometheus.exposition_of(app))
-        add_pages(app, services, accounts.outside, accounts.router, metric_pages.router)
+        add_pages(app, services, *ROUTERS)
         server = uvicorn.Server(
             uvicorn.Config(
                 app,

@@ -12,7 +12,7 @@ from muster_controller.operators.oidc import LOGIN_S, Attempt, Oidc
 from muster_controller.operators.oidc_config import OidcConfig, parse_role
 from muster_controller.operators.passwords import Passwords, check_fit
 from muster_controller.operators.roles import Role
-from muster_controller.web.accounts import safe
+from muster_controller.web.pages.accounts import safe
 
 QUICK = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 STRONGER = PasswordHasher(time_cost=2, memory_cost=8, parallelism=1)

@@ -11,7 +11,7 @@ from muster_controller.api.authentication import Require
 from muster_controller.api.guard import OPEN, SAFE
 from muster_controller.api.services import Services
 from muster_controller.operators.roles import Permission
-from muster_controller.web import accounts, pages
+from muster_controller.web.pages import ROUTERS
 
 READERS = {  # These change nothing, though they are asked by POST.
     "/api/v1/policies/check",
@@ -20,7 +20,7 @@ READERS = {  # These change nothing, though they are asked by POST.
 
 def routes() -> list[tuple[str, APIRoute]]:
     app = create_app(cast(Services, None))  # Looking at routes calls none of them.
-    for router in (pages.router, accounts.outside, accounts.router):
+    for router in ROUTERS:
         app.include_router(router)
     found = [(each.path or "", each.original_route) for each in iter_route_contexts(app.routes)]
     assert all(isinstance(route, APIRoute) for _, route in found), "a route that is none of FastAPI's asks for nothing"

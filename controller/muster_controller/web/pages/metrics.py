@@ -8,10 +8,9 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from fastapi.responses import HTMLResponse
 
-from muster_controller.api.authentication import require
 from muster_controller.api.services import Given, Services
 from muster_controller.core.alerts.burn import Objective
 from muster_controller.core.alerts.machine import State
@@ -23,11 +22,10 @@ from muster_controller.core.review.week import Week
 from muster_controller.core.review.words import markdown as review_markdown
 from muster_controller.db.metrics_store import Known, MetricsStore
 from muster_controller.errors import NotFound
-from muster_controller.operators.roles import Permission
 from muster_controller.web import prose, runbooks
+from muster_controller.web.frame import pages, render
 from muster_controller.web.metric_charts import said
 from muster_controller.web.metric_present import model_panel
-from muster_controller.web.pages import Page, render
 from muster_shared.ids import ModelName
 from muster_shared.metrics import DAY_S, HOUR_S, K_MIN, eps
 
@@ -41,7 +39,7 @@ ENDED_S = 7 * DAY_S
 MIXERS_SHOWN = 8
 WEEKS_SHOWN = 26
 
-router = APIRouter(route_class=Page, default_response_class=HTMLResponse, dependencies=[require(Permission.VIEW)])
+router = pages()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from muster_controller.operators.passwords import LENGTH_MAX, LENGTH_MIN
 from muster_controller.operators.roles import GRANTS, Permission, Role
 from muster_controller.operators.service import SESSION_S, TokenWanted
 from muster_controller.web import forms
-from muster_controller.web.pages import Page, render
+from muster_controller.web.frame import Page, pages, render
 from muster_shared.undecodable import UNDECODABLE
 
 FORM_BYTES_MAX = 16 * 1024
@@ -33,7 +33,7 @@ DAY_S = 86_400.0
 
 outside = APIRouter(route_class=Page, default_response_class=HTMLResponse)
 """What nobody has to be known for."""
-router = APIRouter(route_class=Page, default_response_class=HTMLResponse, dependencies=[require(Permission.ACCOUNT)])
+router = pages(Permission.ACCOUNT)
 ADMINISTER = [require(Permission.ADMINISTER)]
 
 Csrf = Annotated[str, Form(max_length=128)]
