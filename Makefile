@@ -24,11 +24,12 @@ ARGS ?=
 help:
 	@sed -n 's/^#   //p' Makefile
 
-.venv/.installed: requirements.lock pyproject.toml $(PARTS:%=%/pyproject.toml)
+.venv/.installed: requirements.lock pyproject.toml $(PARTS:%=%/pyproject.toml) controller/assets/package-lock.json
 	@test -n "$(PYTHON)" || { echo "Muster needs Python 3.11 or newer; none was found on the PATH." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation $(PARTS:%=-e ./%)
+	$(BIN)/python deploy/assets.py
 	@touch $@
 
 install: .venv/.installed

@@ -551,6 +551,91 @@ class ReviewRow(Row, table=True):
     body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
 
 
+class HoldRow(Row, table=True):
+    """A device that rollouts leave alone: pinned to what it runs, or quarantined."""
+
+    __tablename__ = "device_hold"
+
+    device: str = Field(primary_key=True)
+    kind: str
+    """`pinned` or `quarantined`."""
+    reason: str = Field(sa_column=Column(Text, nullable=False))
+    by: str
+    at: float
+
+
+class CallRow(Row, table=True):
+    """Something that one device was asked to do now: a self-test, a benchmark, the end of its log."""
+
+    __tablename__ = "device_call"
+    __table_args__ = (Index(None, "device", "asked_at"),)
+
+    id: str = Field(primary_key=True)
+    device: str
+    what: str
+    asked_by: str
+    asked_at: float
+    expires_at: float
+    answered_at: float | None = None
+    ok: bool | None = None
+    answer: bytes | None = Field(default=None, sa_column=Column(LargeBinary, nullable=True))
+    """The answer's payload as it came, bounded."""
+
+
+class ViewRow(Row, table=True):
+    """A filter of a list that an operator keeps under a name."""
+
+    __tablename__ = "saved_view"
+
+    operator: str = Field(primary_key=True)
+    page: str = Field(primary_key=True)
+    """`devices` or another list."""
+    name: str = Field(primary_key=True)
+    query: str = Field(sa_column=Column(Text, nullable=False))
+    """Of the URL, without `?`."""
+    saved_at: float
+
+
+class FleetSampleRow(Row, table=True):
+    """How the fleet stood at a moment: counts alone. Thinned out as they age."""
+
+    __tablename__ = "fleet_sample"
+    __table_args__ = (Index(None, "period_s", "at"),)
+
+    at: float = Field(primary_key=True)
+    period_s: int = Field(primary_key=True)
+    """What it stands for: 300 s, an hour or a day."""
+    body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    """JSON: devices, online, standings, versions by model."""
+
+
+class DeviceSampleRow(Row, table=True):
+    """What a device said of its host and its models at a moment. Kept for a day or two, for its page."""
+
+    __tablename__ = "device_sample"
+
+    device: str = Field(primary_key=True)
+    at: float = Field(primary_key=True)
+    body: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
+class OnceRow(Row, table=True):
+    """An order that came with an idempotency key, and what it was answered: the same key is not carried out twice."""
+
+    __tablename__ = "idempotency"
+    __table_args__ = (Index(None, "at"),)
+
+    principal: str = Field(primary_key=True)
+    key: str = Field(primary_key=True)
+    request: str
+    """SHA-256 of method, path and body."""
+    at: float
+    status: int | None = None
+    """None: it is being carried out."""
+    headers: str = Field(default="", sa_column=Column(Text, nullable=False))
+    body: bytes | None = Field(default=None, sa_column=Column(LargeBinary, nullable=True))
+
+
 def table(row: type[Row]) -> Table:
     """Return the SQLAlchemy table of a row class."""
     return Row.metadata.tables[str(row.__tablename__)]

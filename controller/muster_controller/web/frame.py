@@ -4,6 +4,7 @@ The pages themselves are in `pages/`; they read only, and their buttons send ord
 """
 
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,30 @@ from muster_controller.web import forms, present
 from muster_shared.errors import MusterError
 
 HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A page in the navigation, for whoever has the permission; `g` and then `key` goes there."""
+
+    title: str
+    href: str
+    key: str
+    permission: str = Permission.VIEW.value
+
+
+NAVIGATION = (
+    Entry("Overview", "/", "o"),
+    Entry("Devices", "/devices", "d"),
+    Entry("Models", "/models", "m"),
+    Entry("Rollouts", "/rollouts", "r"),
+    Entry("Alerts", "/alerts", "a"),
+    Entry("Review", "/reviews", "w"),
+    Entry("Audit", "/audit", "u"),
+    Entry("Keys", "/keys", "k"),
+    Entry("Settings", "/settings", "s"),
+    Entry("Help", "/help", "h"),
+)
 
 
 def add_pages(app: FastAPI, services: Services, *routers: APIRouter) -> None:
@@ -92,6 +117,7 @@ def _environment(services: Services) -> Environment:
     )
     environment.globals.update(
         fleet=services.fleet_id,
+        nav=NAVIGATION,
         version=services.version,
         open_lab=services.open_lab,
         query=present.query,
