@@ -5,6 +5,8 @@ MusterError
 ├── OrderRefused          (in `core.rollout`) an order that the rollout's state does not allow
 ├── NotFound              no such device, model, release or rollout
 ├── Conflict              it would contradict what is already under way
+├── KeyReused             an idempotency key came with another request before
+├── Stale                 what it would change has changed since it was looked at
 ├── FleetUnavailable      the fleet cannot take an order now
 ├── AuditBroken           the audit log does not hold
 ├── ServerUnavailable     the data folder or the port is in use
@@ -30,6 +32,14 @@ class NotFound(MusterError):
 
 class Conflict(MusterError):
     """It would contradict what is already under way."""
+
+
+class KeyReused(MusterError):
+    """An idempotency key came with another request before."""
+
+
+class Stale(MusterError):
+    """What an order would change has changed since it was looked at (`If-Match`)."""
 
 
 class FleetUnavailable(MusterError):

@@ -47,6 +47,7 @@ from muster_controller.db.engine import find_database
 from muster_controller.db.errors import LedgerError
 from muster_controller.db.ledger import SqlLedger
 from muster_controller.db.metrics_store import MetricsStore
+from muster_controller.db.once_store import OnceStore
 from muster_controller.db.operator_store import OperatorStore
 from muster_controller.db.receiver_store import ReceiverStore
 from muster_controller.db.side import SideDatabase
@@ -311,6 +312,7 @@ class Controller:
             metrics=metrics,
             metrics_reading=reading,
             reviews=reviews,
+            once=OnceStore(side, time.time),
             fleet=thread,
             hub=hub,
             broker_connected=lambda: door.is_connected,

@@ -26,6 +26,7 @@ from muster_controller.api import (
     sessions,
 )
 from muster_controller.api.guard import Guard
+from muster_controller.api.once import Once
 from muster_controller.api.problems import MEDIA_TYPE, Problem
 from muster_controller.api.services import Services
 
@@ -36,6 +37,11 @@ DESCRIPTION = """
 Devices, releases and staged rollouts of one fleet. Every request comes from a principal: a bearer token
 (`muster token create`), or a session of the page. What it may do its role says, and for which devices its selector.
 Writes need the content type `application/json` (blobs: `application/octet-stream`). Errors are RFC 9457 problems.
+
+An order with an `Idempotency-Key` (16 to 255 visible characters, best a random UUID) is carried out once: sent again
+within a day it gets the same answer, with `Idempotency-Replayed: true`; a refused one may be sent again. Answers have
+an `ETag`; `If-None-Match` saves sending what is known, and `If-Match` has a PUT or DELETE refused (412) where the
+thing was changed since. Lists are pages: `next` of one is the `cursor` of the following.
 """
 
 
@@ -93,5 +99,6 @@ def create_app(services: Services) -> FastAPI:
         app.include_router(module.router, prefix=PREFIX)
     app.include_router(fleet.outside)
     app.include_router(prometheus.router)
+    app.add_middleware(Once, store=lambda: services.once)
     app.add_middleware(Guard, edge=lambda: services.edge)
     return app

@@ -17,7 +17,7 @@ from muster_controller.core.rollout.events import OrderRefused
 from muster_controller.core.selector import SelectorInvalid
 from muster_controller.db.errors import LedgerError, LedgerMisused, LedgerRefused
 from muster_controller.db.metrics_store import TooMuchAsked
-from muster_controller.errors import Conflict, FleetUnavailable, NotFound
+from muster_controller.errors import Conflict, FleetUnavailable, KeyReused, NotFound, Stale
 from muster_controller.identity.errors import EnrolmentConflict, IdentityError
 from muster_controller.operators.errors import (
     Forbidden,
@@ -56,6 +56,8 @@ PROBLEMS: tuple[tuple[type[Exception], int, str], ...] = (
     (OidcFailed, 502, "oidc-failed"),
     (NotFound, 404, "not-found"),
     (Conflict, 409, "conflict"),
+    (KeyReused, 422, "idempotency-key-reused"),
+    (Stale, 412, "stale"),
     (OrderRefused, 409, "order-refused"),
     (VersionConflict, 409, "version-conflict"),
     (RepositoryEmpty, 409, "not-initialised"),

@@ -18,6 +18,7 @@ from muster_controller.audit.book import AuditBook
 from muster_controller.core.metrics.statement import markdown
 from muster_controller.core.rollout.state import Rollout
 from muster_controller.db.metrics_store import MetricsStore
+from muster_controller.db.once_store import OnceStore
 from muster_controller.db.reader import LedgerReader
 from muster_controller.db.snapshot import Committed
 from muster_controller.errors import NotFound
@@ -63,6 +64,7 @@ class Services:
     metrics: MetricsStore
     metrics_reading: MetricsReading
     reviews: ReviewDesk
+    once: OnceStore
     open_lab: bool = False
     """Whether the broker takes anybody on this machine."""
     oidc: Oidc | None = None

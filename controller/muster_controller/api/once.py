@@ -1,0 +1,232 @@
+"""Orders that are carried out once, however often they are sent: `Idempotency-Key`, and `ETag` with `If-Match`.
+
+    POST, PUT, DELETE below /api with `Idempotency-Key`   the first is carried out; the same again gets the same answer
+    GET below /api                                         the answer has an `ETag`; `If-None-Match` saves sending it
+    PUT, DELETE with `If-Match`                            refused where the thing was changed since that `ETag`
+
+ASGI middleware behind the guard, which knows the principal. A key that was refused or failed is free again: nothing was
+carried out. (draft-ietf-httpapi-idempotency-key-header; RFC 9110, 13.1.)
+"""
+
+import asyncio
+import hashlib
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final
+
+import anyio.to_thread
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from muster_controller.api.guard import API, SAFE
+from muster_controller.api.problems import classify, problem
+from muster_controller.db.once_store import Answer, OnceStore
+from muster_controller.errors import KeyReused, Stale
+from muster_controller.operators.roles import Principal
+from muster_shared.errors import MusterError
+
+IDEMPOTENCY_KEY: Final = "Idempotency-Key"
+REPLAYED: Final = "Idempotency-Replayed"
+BODY_BYTES_MAX: Final = 16 * 1024 * 1024
+"""Of an order with a key. Blobs need none: their digest is one."""
+ANSWER_BYTES_MAX: Final = 1024 * 1024
+TAGGED_BYTES_MAX: Final = 4 * 1024 * 1024
+"""Longer answers, and streams, have no `ETag`."""
+LOCKS_MAX: Final = 1000
+_KEY = re.compile(r"[\x21-\x7e]{16,255}")
+_KEPT_HEADERS: Final = ("content-type", "location")
+
+
+class Once:
+    """Around the routes."""
+
+    def __init__(self, app: ASGIApp, store: Callable[[], OnceStore]) -> None:
+        self._app = app
+        self._store = store
+        self._locks: OrderedDict[str, asyncio.Lock] = OrderedDict()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith(API):
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        if scope["method"] in ("GET", "HEAD"):
+            await self._tagged(scope, receive, send, headers.get("if-none-match"))
+        elif scope["method"] in SAFE:
+            await self._app(scope, receive, send)
+        else:
+            await self._ordered(scope, receive, send, headers)
+
+    async def _ordered(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
+        wanted = headers.get("if-match")
+        if wanted is None or scope["method"] not in ("PUT", "DELETE"):
+            await self._keyed(scope, receive, send, headers)
+            return
+        async with self._lock(scope["path"]):  # Nobody changes it between the look and the order.
+            current = await self._current(scope)
+            if current is not None and wanted.strip() != "*" and current not in _tags(wanted):
+                error = Stale(f"it was changed since {wanted.strip()[:80]}; look at it again (it is {current} now)")
+                await problem(*classify(error), str(error))(scope, receive, send)
+                return
+            await self._keyed(scope, receive, send, headers)
+
+    async def _keyed(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
+        key, who = headers.get(IDEMPOTENCY_KEY), scope.get("state", {}).get("principal")
+        is_bytes = headers.get("content-type", "").startswith("application/octet-stream")
+        if key is None or is_bytes or not isinstance(who, Principal):
+            await self._app(scope, receive, send)
+            return
+        if not _KEY.fullmatch(key):
+            error = KeyReused(f"an {IDEMPOTENCY_KEY} has 16 to 255 visible ASCII characters, best a random UUID")
+            await problem(422, "idempotency-key-invalid", str(error))(scope, receive, send)
+            return
+        body = await _read(receive)
+        if body is None:
+            await problem(413, "too-large", f"an order with a key has at most {BODY_BYTES_MAX} bytes")(
+                scope, receive, send
+            )
+            return
+        asked = b"\0".join((scope["method"].encode(), scope["path"].encode(), scope.get("query_string", b""), body))
+        store = self._store()
+        try:
+            before = await anyio.to_thread.run_sync(store.begin, who.name, key, asked)
+        except MusterError as error:
+            await problem(*classify(error), str(error))(scope, receive, send)
+            return
+        if before is not None:
+            await _replay(before, send)
+            return
+        answer: Answer | None = None
+        try:
+            answer = await self._carried_out(scope, body, send)
+        finally:
+            with anyio.CancelScope(shield=True):
+                if answer is not None and 200 <= answer.status < 300 and len(answer.body) <= ANSWER_BYTES_MAX:
+                    await anyio.to_thread.run_sync(store.answered, who.name, key, answer)
+                else:
+                    await anyio.to_thread.run_sync(store.release, who.name, key)
+
+    async def _carried_out(self, scope: Scope, body: bytes, send: Send) -> Answer:
+        """Run the route with `body`, and return what it answered."""
+        status, kept, parts = 500, dict[str, str](), list[bytes]()
+
+        async def listening(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                said = Headers(raw=message["headers"])
+                kept.update({name: said[name] for name in _KEPT_HEADERS if name in said})
+            elif message["type"] == "http.response.body" and sum(map(len, parts)) <= ANSWER_BYTES_MAX:
+                parts.append(message.get("body", b""))
+            await send(message)
+
+        await self._app(scope, _saying(body), listening)
+        return Answer(status, kept, b"".join(parts))
+
+    async def _tagged(self, scope: Scope, receive: Receive, send: Send, known: str | None) -> None:
+        """Answer a question with an `ETag`, where it is short and whole."""
+        start: Message | None = None
+        parts: list[bytes] = []
+        is_passed = False
+
+        async def listening(message: Message) -> None:
+            nonlocal start, is_passed
+            if is_passed:
+                await send(message)
+                return
+            if message["type"] == "http.response.start":
+                start = message
+                if message["status"] != 200 or not _is_json(message):
+                    is_passed = True
+                    await send(message)
+                return
+            if message["type"] != "http.response.body" or start is None:
+                await send(message)
+                return
+            parts.append(message.get("body", b""))
+            if message.get("more_body", False) and sum(map(len, parts)) <= TAGGED_BYTES_MAX:
+                return
+            is_passed = True
+            body = b"".join(parts)
+            if message.get("more_body", False):
+                await send(start)
+                await send({**message, "body": body})
+                return
+            said = MutableHeaders(scope=start)
+            said["ETag"] = tag = _tag(body)
+            if known is not None and (known.strip() == "*" or tag in _tags(known)):
+                start["status"] = 304
+                del said["content-length"]
+                body = b""
+            await send(start)
+            await send({"type": "http.response.body", "body": body})
+
+        await self._app(scope, receive, listening)
+
+    async def _current(self, scope: Scope) -> str | None:
+        """Return the `ETag` of what is there now; None where there is nothing, or it cannot be seen."""
+        found: list[str] = []
+        asked = {**scope, "method": "GET", "query_string": b"", "state": dict(scope.get("state", {}))}
+
+        async def listening(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                tag = Headers(raw=message["headers"]).get("etag")
+                found.extend([] if tag is None else [tag])
+
+        await self._tagged(asked, _saying(b""), listening, None)
+        return found[0] if found else None
+
+    def _lock(self, path: str) -> asyncio.Lock:
+        lock = self._locks.setdefault(path, asyncio.Lock())
+        self._locks.move_to_end(path)
+        while len(self._locks) > LOCKS_MAX and not next(iter(self._locks.values())).locked():
+            self._locks.popitem(last=False)
+        return lock
+
+
+def _saying(body: bytes) -> Receive:
+    """Return what gives `body` once, as if it had just come, and then waits as a quiet client does."""
+    said = False
+
+    async def receive() -> Message:
+        nonlocal said
+        if said:
+            await asyncio.Event().wait()
+        said = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive
+
+
+async def _read(receive: Receive) -> bytes | None:
+    """Return the whole body; None: it is too long, or the client has gone."""
+    parts: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        parts.append(message.get("body", b""))
+        if sum(map(len, parts)) > BODY_BYTES_MAX:
+            return None
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+async def _replay(answer: Answer, send: Send) -> None:
+    headers = [(name.encode(), value.encode()) for name, value in answer.headers.items()]
+    headers += [(b"content-length", str(len(answer.body)).encode()), (REPLAYED.lower().encode(), b"true")]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+def _tag(body: bytes) -> str:
+    return f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+
+
+def _tags(said: str) -> set[str]:
+    return {each.strip().removeprefix("W/") for each in said.split(",")}
+
+
+def _is_json(start: Message) -> bool:
+    return Headers(raw=start["headers"]).get("content-type", "").startswith("application/json")
