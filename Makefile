@@ -2,6 +2,7 @@
 #
 #   make demo ARGS=--once     the whole story, then exit 0 (or 1 with the reason)
 #   make test ARGS='-k rollout'
+#   make test-browser         the pages on the fleet of a live demo; needs Chromium, takes five minutes
 #   make check                format, lint, types, import contracts, known vulnerabilities
 #   make fuzz ARGS='--minutes 60'   every parser of what comes from outside; guided by coverage where atheris is
 #   make wheels sbom          what is shipped, and a CycloneDX document of each wheel, in dist/
@@ -19,7 +20,7 @@ PARTS := shared agent controller simulator
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check audit fuzz wheels sbom check-wheels bench bench-serving bench-rollout bench-metrics lock clean
+.PHONY: help install demo test test-browser check audit fuzz wheels sbom check-wheels bench bench-serving bench-rollout bench-metrics lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -38,7 +39,10 @@ demo: install
 	@$(BIN)/muster demo $(ARGS)
 
 test: install
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --ignore=tests/browser $(ARGS)
+
+test-browser: install
+	@$(BIN)/python -m pytest tests/browser $(ARGS)
 
 check: install
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from muster_controller.web.present import HOST, host_rows, span
+from muster_controller.web.present import HOST, ago, host_rows, span
 from muster_shared.messages import HostTelemetry
 
 
@@ -24,3 +24,11 @@ def test_every_field_of_a_host_has_a_name_that_people_read() -> None:
 @pytest.mark.parametrize(("seconds", "said"), [(40, "40 s"), (720, "12 min"), (18_000, "5 h"), (259_200, "3 days")])
 def test_a_time_is_said_in_the_unit_that_people_would_use(seconds: float, said: str) -> None:
     assert span(seconds) == said
+
+
+def test_times_are_told_from_now_in_both_directions() -> None:
+    assert ago(0.0, 1e9) == "never"
+    assert ago(1e9 - 2, 1e9) == "just now"
+    assert ago(1e9 - 7200, 1e9) == "2 h ago"
+    assert ago(1e9 + 7200, 1e9) == "in 2 h"
+    assert ago(1e9 + 30 * 86_400, 1e9) == "in 30 d"

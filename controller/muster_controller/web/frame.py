@@ -42,7 +42,7 @@ NAVIGATION = (
     Entry("Rollouts", "/rollouts", "r"),
     Entry("Alerts", "/alerts", "a"),
     Entry("Review", "/reviews", "w"),
-    Entry("Audit", "/audit", "u"),
+    Entry("Audit", "/audit", "u", Permission.ADMINISTER.value),
     Entry("Keys", "/keys", "k"),
     Entry("Settings", "/settings", "s"),
     Entry("Help", "/help", "h"),

@@ -268,16 +268,15 @@ def span(seconds: float) -> str:
 
 
 def ago(at: float, now: float) -> str:
-    """Return how long ago `at` was."""
-    seconds = now - at
+    """Return how long ago `at` was, or how long it is until then."""
     if at <= 0:
         return "never"
+    seconds = abs(now - at)
     if seconds < 5:
         return "just now"
-    for limit, size, unit in ((90, 1, "s"), (5400, 60, "min"), (129_600, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / size:.0f} {unit} ago"
-    return f"{seconds / 86_400:.0f} d ago"
+    units = ((90, 1, "s"), (5400, 60, "min"), (129_600, 3600, "h"))
+    size, unit = next(((size, unit) for limit, size, unit in units if seconds < limit), (86_400, "d"))
+    return f"in {seconds / size:.0f} {unit}" if at > now else f"{seconds / size:.0f} {unit} ago"
 
 
 def clock_time(at: float) -> str:

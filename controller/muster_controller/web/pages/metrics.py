@@ -12,19 +12,14 @@ from fastapi import Query, Request
 from fastapi.responses import HTMLResponse
 
 from muster_controller.api.services import Given, Services
-from muster_controller.core.alerts.burn import Objective
-from muster_controller.core.alerts.machine import State
-from muster_controller.core.alerts.rules import RULES
-from muster_controller.core.metrics import slices
-from muster_controller.core.metrics.slices import Slice
 from muster_controller.core.review.facts import Review
 from muster_controller.core.review.week import Week
 from muster_controller.core.review.words import markdown as review_markdown
 from muster_controller.db.metrics_store import Known, MetricsStore
 from muster_controller.errors import NotFound
-from muster_controller.web import prose, runbooks
+from muster_controller.web import prose
 from muster_controller.web.frame import pages, render
-from muster_controller.web.metric_charts import said
+from muster_controller.web.metric_compare import Compared, compared
 from muster_controller.web.metric_present import model_panel
 from muster_shared.ids import ModelName
 from muster_shared.metrics import DAY_S, HOUR_S, K_MIN, eps
@@ -32,7 +27,6 @@ from muster_shared.metrics import DAY_S, HOUR_S, K_MIN, eps
 SPANS = (("1", "a day"), ("7", "a week"), ("30", "a month"))
 DAYS_MAX = 30
 HOURLY_DAYS = 7  # A longer time is drawn by days.
-SLICES_SHOWN = 12
 ENDED_SHOWN = 20
 ALERTS_SHOWN = 200
 ENDED_S = 7 * DAY_S
@@ -48,25 +42,6 @@ class _Chosen:
     device_class: str
     region: str
     days: int
-
-
-@dataclass(frozen=True)
-class _Row:
-    name: str
-    measure: str
-    before: str
-    after: str
-    worse: str
-    verdict: str
-
-
-@dataclass(frozen=True)
-class _Comparison:
-    before: str
-    after: str
-    rows: tuple[_Row, ...]
-    left: int
-    hidden: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -109,6 +84,7 @@ def metrics_page(
     return render(
         request,
         "metrics.html",
+        now=now,
         model=model,
         chosen=_Chosen(version, device_class, region, days),
         versions=[(each, each) for each in reversed(versions)],
@@ -122,54 +98,9 @@ def metrics_page(
     )
 
 
-@router.get("/alerts")
-def alerts_page(request: Request, given: Given) -> HTMLResponse:
-    now = given.clock()
-    firing = given.alerts.alerts.alerts(states=(State.FIRING,), limit=ALERTS_SHOWN)
-    silences = given.alerts.alerts.silences()
-    firing.sort(key=lambda alert: (-alert.severity.rank, alert.began_at))
-    return render(
-        request,
-        "alerts.html",
-        now=now,
-        firing=[
-            {
-                "id": alert.id,
-                "rule": alert.rule,
-                "subject": alert.subject,
-                "severity": alert.severity.value,
-                "summary": alert.summary,
-                "began_at": alert.began_at,
-                "acknowledged_by": alert.acknowledged_by,
-                "silenced": any(each.covers(alert, now) for each in silences),
-                "runbook": f"/runbooks/alert-{alert.rule}",
-            }
-            for alert in firing
-        ],
-        ended=given.alerts.alerts.alerts(states=(State.RESOLVED,), since=now - ENDED_S, limit=ENDED_SHOWN),
-        objectives=[_objective(given, kept.objective) for kept in given.alerts.objectives.objectives()],
-        rules=len(RULES),
-    )
-
-
 @router.get("/privacy")
 def privacy_page(request: Request, given: Given) -> HTMLResponse:
     return render(request, "privacy.html", blocks=prose.blocks(given.statement()))
-
-
-@router.get("/runbooks/{name}")
-def runbook_page(request: Request, name: str) -> HTMLResponse:
-    text = runbooks.read(name)
-    if text is None:
-        raise NotFound("runbook", name, f"there are {', '.join(runbooks.names())}")
-    return render(
-        request,
-        "runbook.html",
-        name=name,
-        title=prose.title(text, name),
-        blocks=prose.blocks(text),
-        others=runbooks.names(),
-    )
 
 
 @router.get("/reviews")
@@ -195,18 +126,6 @@ def _review(request: Request, given: Services, found: Review, chosen: str) -> HT
     )
 
 
-def _objective(given: Services, objective: Objective) -> dict[str, object]:
-    burn = given.alerts.burn(objective)
-    left = "no traffic" if burn.left is None else f"{100 * burn.left:.0f} %"
-    return {
-        "name": objective.name,
-        "model": objective.model + (f", {objective.device_class}" if objective.device_class else ""),
-        "indicator": objective.indicator.value,
-        "target": objective.target,
-        "left": left,
-    }
-
-
 def _versions(given: Services, model: str, known: list[Known]) -> list[str]:
     """Return the versions that something is known of, oldest release first."""
     seen = {entry.cell.version for entry in known}
@@ -222,31 +141,17 @@ def _labels(given: Services, model: str, version: str) -> tuple[str, ...]:
 
 def _comparison(
     given: Services, model: str, versions: list[str], version: str, begin: float, end: float
-) -> _Comparison | None:
+) -> Compared | None:
     """Return the newest version, or the one chosen, against the one before it; None where there is none."""
     after = version or (versions[-1] if versions else "")
     place = versions.index(after) if after in versions else 0
-    if place == 0:
-        return None
-    before = versions[place - 1]
+    return None if place == 0 else compare(given, model, versions[place - 1], after, begin, end)
+
+
+def compare(given: Services, model: str, before: str, after: str, begin: float, end: float) -> Compared:
+    """Return what two releases see and say of a time, side by side."""
     old, new = (given.metrics.mixed(model=model, version=each, since=begin, until=end) for each in (before, after))
-    labels = _labels(given, model, before), _labels(given, model, after)
-    found = slices.slices(old, new, labels=labels if all(labels) else None)
-    rows = tuple(_row(each) for each in found[:SLICES_SHOWN])
-    hidden = tuple(each.name for each in found if each.is_hidden)
-    return _Comparison(before, after, rows, max(0, len(found) - SLICES_SHOWN), hidden)
-
-
-def _row(found: Slice) -> _Row:
-    if found.p is None:
-        verdict = "too little to tell"
-    elif found.is_regression:
-        verdict = f"worse (p = {found.p_adjusted:.2g})"
-    else:
-        verdict = "no worse that could be seen"
-    worse = "–" if found.worse is None else f"{100 * found.worse:+.1f} points"
-    name = "everything" if found.dimension is slices.Dimension.ALL else found.name
-    return _Row(name, found.measure.value, said(found.before), said(found.after), worse, verdict)
+    return compared(before, after, old, new, (_labels(given, model, before), _labels(given, model, after)))
 
 
 def _gauges(store: MetricsStore) -> list[_Gauge]:

@@ -32,5 +32,6 @@ async function furnish(root) {
 
 themed(document.documentElement.dataset.theme ?? "");
 furnish(document);
+document.querySelector("nav [aria-current]")?.scrollIntoView({ inline: "center", block: "nearest" });
 document.addEventListener("htmx:after:swap", () => furnish(document));
 if (document.getElementById("link")) connect(); // Who is not logged in is told nothing.

@@ -1,9 +1,11 @@
 // Sends what people decide to the API as JSON, and says what it answers where the button is.
 //
-//   <form data-order="/api/v1/…" [data-method="PUT"] [data-then="/where/{id}"]>   its fields are the body, by name
+//   <form data-order="/api/v1/…/{field}" [data-method="PUT"] [data-then="/where/{id}"]>   its fields are the body, by name;
+//                                       those in braces go into the address instead
 //     name="a.b" nests, name="n:number" is a number, name="x:json" is parsed, name="on:flag" is a boolean,
 //     name="l:list" is split at commas and lines; empty ones are left out
 //     <p role="alert" hidden></p>         where a refusal is said
+//     <div data-answer hidden> <code data-field="token"></code> </div>    what is shown once instead of the fields
 //
 // `data-then` is the page to open afterwards, with fields of the answer in braces; else the dialog closes.
 
@@ -58,12 +60,24 @@ async function send(form) {
   buttons.forEach((button) => { button.disabled = true; });
   said.hidden = true;
   try {
-    const found = await order(form.dataset.order, bodyOf(form), form.dataset.method);
+    const body = bodyOf(form);
+    const url = form.dataset.order.replace(/\{(\w+)\}/g, (_, name) => {
+      const value = body[name];
+      delete body[name];
+      return encodeURIComponent(value ?? "");
+    });
+    const found = await order(url, body, form.dataset.method);
     if (form.dataset.then) {
       location.assign(form.dataset.then.replace(/\{(\w+)\}/g, (_, name) => encodeURIComponent(found[name])));
       return;
     }
-    form.closest("dialog")?.close();
+    const answer = form.querySelector("[data-answer]");
+    if (answer) {
+      for (const field of answer.querySelectorAll("[data-field]")) field.textContent = found[field.dataset.field] ?? "";
+      form.querySelectorAll("[data-asks]").forEach((each) => { each.hidden = true; });
+      answer.hidden = false;
+      answer.querySelector("[data-closes]")?.focus();
+    } else form.closest("dialog")?.close();
     refreshSoon(0);
   } catch (error) {
     said.textContent = `${error.message}`;
@@ -76,7 +90,11 @@ async function send(form) {
 document.addEventListener("click", (event) => {
   const opens = event.target.closest("[data-opens]");
   if (opens) document.getElementById(opens.dataset.opens).showModal();
-  if (event.target.closest("[data-closes]")) event.target.closest("dialog").close();
+  const closes = event.target.closest("[data-closes]");
+  if (closes) {
+    closes.closest("dialog").close();
+    if (closes.closest("[data-answer]")) location.reload(); // What was shown once is gone, and the form is as new.
+  }
 });
 
 document.addEventListener("submit", (event) => {

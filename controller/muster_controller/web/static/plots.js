@@ -111,7 +111,7 @@ function banded(each, scale) {
   const unseen = { type: "line", stack: `band ${each.name}`, symbol: "none", silent: true, lineStyle: { opacity: 0 }, tooltip: { show: false } };
   return [
     { ...unseen, name: `${each.name} from`, data: each.band.map(([x, low]) => [x * scale, low]) },
-    { ...unseen, name: `${each.name} to`, data: each.band.map(([x, low, high]) => [x * scale, high - low]), areaStyle: { color: tone, opacity: 0.18 } },
+    { ...unseen, name: `${each.name} to`, data: each.band.map(([x, low, high]) => [x * scale, low === null ? null : high - low]), areaStyle: { color: tone, opacity: 0.18 } },
   ];
 }
 

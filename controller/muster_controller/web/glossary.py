@@ -1,0 +1,40 @@
+"""The words of the pages, each in a sentence or two."""
+
+GLOSSARY = (
+    (
+        "abort",
+        "The gate has proof of harm, or somebody ordered it: nobody else gets the release, and who has it goes back.",
+    ),
+    ("agent", "The program on a device that serves its models and keeps them current."),
+    ("assignment", "What one device is told to run, signed for it alone, with a rising counter and an expiry."),
+    ("baseline", "The release that devices get which no rollout is treating: the last one that was rolled out whole."),
+    (
+        "behind",
+        "A device that should run something else and has not begun to change: it is offline, or was told just now.",
+    ),
+    ("bundle", "A release as files: a manifest, variants of the model, golden cases, a model card."),
+    ("cohort", "A part of the fleet by hash, so that anonymous metrics of large fleets go by several mixers."),
+    ("controls", "Devices of a wave that are held back, so that there is something to compare with."),
+    ("drift", "Inputs or answers that are no longer as they were when the release was made."),
+    ("E", "The evidence that a release does harm. 1 says nothing; at 20 a fair bet against harm has grown twentyfold."),
+    ("eps", "How much one device's data can change what is published: the privacy that a figure has cost."),
+    ("gate", "What decides whether a wave goes on, holds or is aborted, from treated devices against controls."),
+    ("golden case", "An input with the answer that a release must give, checked on the device before it serves."),
+    ("hold", "The gate is not sure: no further wave begins until it is, or somebody decides."),
+    (
+        "mixer",
+        "The process that adds up what devices measured and tells sums with noise; it alone can read a device's part.",
+    ),
+    ("pinned", "A device that rollouts leave on what it runs."),
+    ("probation", "The time after a switch in which a device may still go back by itself."),
+    ("quarantined", "A device that no rollout takes and that counts for nothing in any gate."),
+    ("release", "A version of a model, signed offline by a threshold of release keys."),
+    ("selector", "Which devices: `site=oslo,class in (camera, kiosk),!lab`. As in Kubernetes."),
+    ("skew", "The device prepares inputs otherwise than the training did."),
+    ("slot", "Where a device keeps a release: one serves, the other is the way back or the one that is being fetched."),
+    ("threshold", "How many of a role's keys must have signed: two of three, as a rule."),
+    ("trust metadata", "Who may sign what, and what is signed (TUF). Devices believe it and not the controller."),
+    ("twin", "What a device says of itself: what it runs, on what hardware, how it is."),
+    ("variant", "One form of a release, such as OpenVINO int8; a device picks the fastest that fits it, by measuring."),
+    ("wave", "The devices that a rollout takes at a time."),
+)
