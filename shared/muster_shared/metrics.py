@@ -193,13 +193,6 @@ class MixerState(Message, frozen=True, kw_only=True):
     """Cells that were not published because the budget was spent."""
 
 
-class MixerKey(msgspec.Struct, frozen=True, kw_only=True):
-    """The public half of a mixer's key, as the offline keys sign it (`assignment.AssignmentKeys.mixers`)."""
-
-    public_key: bytes
-    """X25519, 32 raw bytes."""
-
-
 def metrics_time(wall: float, speed: float = 1.0, since: float = 0.0) -> float:
     """Return the time of the metrics, Unix seconds. In the field it is that on the wall.
 

@@ -1,16 +1,16 @@
-"""What the contract suites share: a PostgreSQL server, started when a test first asks for it."""
+"""What the contract suites share: the databases that a store must do with."""
 
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from harness.postgres import Postgres, PostgresMissing, running_postgres
+from harness.postgres import Postgres, Where
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    try:
-        with running_postgres() as server:
-            yield server
-    except PostgresMissing as missing:
-        pytest.skip(str(missing))
+@pytest.fixture(params=["sqlite", "postgresql"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> Where:
+    """Return where an empty database is."""
+    if request.param == "sqlite":
+        return tmp_path / "muster.db"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.new_database()

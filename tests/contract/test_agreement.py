@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.postgres import Postgres
+from harness.postgres import Where
 from muster_controller.db.agreement_store import AgreementStore
 from muster_controller.db.audit import AuditReader
 from muster_controller.db.engine import find_database
@@ -26,7 +26,7 @@ ROOT = Own("ca-root", "ca", ONE)
 
 
 class World:
-    def __init__(self, where: Path | str, stack: ExitStack) -> None:
+    def __init__(self, where: Where, stack: ExitStack) -> None:
         self.where = where
         self._stack = stack
         with SqlLedger(where, lambda: NOW):
@@ -45,12 +45,8 @@ class World:
             reader.close()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
-    where: Path | str = tmp_path / "muster.db"
-    if request.param == "postgresql":
-        server: Postgres = request.getfixturevalue("postgres")
-        where = server.new_database()
+@pytest.fixture
+def world(where: Where) -> Iterator[World]:
     with ExitStack() as stack:
         yield World(where, stack)
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from harness.postgres import Postgres
+from harness.clock import Clock
+from harness.postgres import Where
 from muster_controller.acting import Acting, act_as
 from muster_controller.core.alerts.burn import Indicator, Objective, Requests
 from muster_controller.core.alerts.finding import Severity
@@ -28,18 +28,10 @@ ANNA = Acting("anna", "request-1", "because")
 HOUR_S, DAY_S = 3600.0, 86_400.0
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class World:
     """One database, and as many controllers as a test wants."""
 
-    def __init__(self, where: Path | str, stack: ExitStack) -> None:
+    def __init__(self, where: Where, stack: ExitStack) -> None:
         self.clock = Clock()
         self._where = where
         with SqlLedger(where, self.clock):
@@ -64,12 +56,8 @@ class World:
         )
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
-    where: Path | str = tmp_path / "muster.db"
-    if request.param == "postgresql":
-        server: Postgres = request.getfixturevalue("postgres")
-        where = server.new_database()
+@pytest.fixture
+def world(where: Where) -> Iterator[World]:
     with ExitStack() as stack:
         yield World(where, stack)
 

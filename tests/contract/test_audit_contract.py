@@ -13,7 +13,7 @@ import structlog
 from sqlalchemy import Connection, text
 
 from harness.ledgers import A
-from harness.postgres import Postgres
+from harness.postgres import Where
 from muster_controller.acting import Acting, act_as
 from muster_controller.audit.book import AuditBook
 from muster_controller.audit.chain import Flaw, Report, Stored
@@ -26,7 +26,6 @@ from muster_controller.db.side import SideDatabase
 from muster_controller.errors import AuditBroken
 from muster_controller.ports import Device, Note
 
-Where = Path | str
 ANNA = Acting("anna", "req-1", "lunch")
 WAIT_S = 30.0
 
@@ -44,14 +43,6 @@ with SideDatabase(find_database(where)) as side:
             append(connection, Acting("writer"), "token.create", f"t-{number}", "x" * 200, float(number))
         print(number, flush=True)
 """
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def where(request: pytest.FixtureRequest, tmp_path: Path) -> Where:
-    if request.param == "sqlite":
-        return tmp_path / "muster.db"
-    server: Postgres = request.getfixturevalue("postgres")
-    return server.new_database()
 
 
 @pytest.fixture

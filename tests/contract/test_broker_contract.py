@@ -44,7 +44,7 @@ from muster_shared.link import (
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(60)]
 
-WAIT_S = 10.0
+WAIT_S = 30.0
 KINDS = [BrokerKind.MOSQUITTO, BrokerKind.NATS]
 
 

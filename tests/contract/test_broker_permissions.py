@@ -217,7 +217,7 @@ def test_a_subscription_that_reaches_further_brings_nothing_of_others(guarded: G
 def test_the_controller_may_not_speak_for_devices(guarded: Guarded) -> None:
     controller, owner = guarded.controller(), guarded.device("owner")
 
-    for channel in (Channel.TWIN, Channel.PRESENCE, Channel.EVENT):
+    for channel in (Channel.TWIN, Channel.PRESENCE, Channel.EVENT, Channel.ANSWER):
         controller.publish(f"{OWNER}/{channel.value}", b"forged", retain=True)
     guarded.fence(controller, owner, "owner")
 

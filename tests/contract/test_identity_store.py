@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from harness.clock import Clock
 from harness.enrolling import AskingDevice
-from harness.postgres import Postgres
+from harness.postgres import Where
 from muster_controller.acting import Acting, act_as
 from muster_controller.db.audit import AuditReader
 from muster_controller.db.engine import find_database
@@ -31,18 +32,10 @@ DAY_S = 86_400.0
 ANNA = Acting("anna", "request-1", "because")
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class World:
     """One database, one CA, and as many controllers as a test wants."""
 
-    def __init__(self, where: Path | str, folder: Path, stack: ExitStack) -> None:
+    def __init__(self, where: Where, folder: Path, stack: ExitStack) -> None:
         self.where = where
         self.folder = folder
         self.clock = Clock()
@@ -81,12 +74,8 @@ class World:
         self.woken += 1
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
-    where: Path | str = tmp_path / "muster.db"
-    if request.param == "postgresql":
-        server: Postgres = request.getfixturevalue("postgres")
-        where = server.new_database()
+@pytest.fixture
+def world(where: Where, tmp_path: Path) -> Iterator[World]:
     with ExitStack() as stack:
         yield World(where, tmp_path, stack)
 

@@ -23,7 +23,7 @@ from harness.ledgers import (
     wanted,
     with_members,
 )
-from harness.postgres import Postgres
+from harness.postgres import Postgres, Where
 from muster_controller.core.gate.evidence import evidence
 from muster_controller.core.gate.strata import VerdictKind
 from muster_controller.core.rollout.events import Changes
@@ -53,7 +53,7 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
         ledger = MemoryLedger(Observer())
         yield lambda: ledger
         return
-    where: Path | str = tmp_path / "muster.db"
+    where: Where = tmp_path / "muster.db"
     if request.param == "postgresql":
         server: Postgres = request.getfixturevalue("postgres")
         where = server.new_database()

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.ledgers import MODEL, A, B, desired, event, rollout, with_members
-from harness.postgres import Postgres
+from harness.postgres import Where
 from muster_controller.core.rollout.events import Changes
 from muster_controller.core.rollout.state import Outcome
 from muster_controller.db import lease
@@ -27,18 +27,9 @@ from muster_controller.db.snapshot import Touched
 from muster_controller.ports import Device
 from muster_shared.ids import DeviceId, RolloutId
 
-Where = Path | str
 Job = Callable[[SqlLedger], None]
 
 PLENTY = 1000  # Attempts of a job. In a fair race nobody needs more than a few.
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def where(request: pytest.FixtureRequest, tmp_path: Path) -> Where:
-    if request.param == "sqlite":
-        return tmp_path / "muster.db"
-    server: Postgres = request.getfixturevalue("postgres")
-    return server.new_database()
 
 
 @pytest.fixture

@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from harness.ledgers import MODEL, WATCH, A, B, C, release
-from harness.postgres import Postgres
+from harness.postgres import Where
 from muster_controller.core.gate.strata import VerdictKind
 from muster_controller.core.rollout.state import Outcome, Pause, RolloutState
 from muster_controller.db.engine import find_database
@@ -46,13 +45,9 @@ STRATUM = {
 }
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlLedger]:
+@pytest.fixture
+def ledger(where: Where) -> Iterator[SqlLedger]:
     """Return a ledger that found a database of the first schema, with rows."""
-    where: Path | str = tmp_path / "muster.db"
-    if request.param == "postgresql":
-        server: Postgres = request.getfixturevalue("postgres")
-        where = server.new_database()
     engine = find_database(where).open_writer()
     with engine.begin() as connection:
         upgrade(connection, "0001")

@@ -2,12 +2,11 @@
 
 import random
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from harness.observed import Observed, cell
-from harness.postgres import Postgres
+from harness.postgres import Where
 from muster_controller.core.metrics.series import HOST, Group
 from muster_controller.db.engine import find_database
 from muster_controller.db.ledger import SqlLedger
@@ -19,13 +18,8 @@ from muster_shared.metrics import HOUR_S, Kind
 BEGIN = 1_795_000_000.0 - 1_795_000_000.0 % HOUR_S
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def observed(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Observed]:
-    if request.param == "postgresql":
-        server: Postgres = request.getfixturevalue("postgres")
-        where: Path | str = server.new_database()
-    else:
-        where = tmp_path / "muster.db"
+@pytest.fixture
+def observed(where: Where) -> Iterator[Observed]:
     with SqlLedger(where, lambda: BEGIN, lambda _: None), SideDatabase(find_database(where)) as side:
         yield Observed(side)
 

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import msgspec
 import pytest
 
-from harness.noised import BEGIN, MODEL, cell, mixed
-from harness.postgres import Postgres
+from harness.noised import BEGIN, MODEL, cell, mixed, mixer_state
+from harness.postgres import Where
 from muster_controller.core.metrics.rollup import days_of
 from muster_controller.core.metrics.series import BIN_S, HOST, Group, Series
 from muster_controller.db import metrics_store
@@ -19,19 +18,15 @@ from muster_controller.db.metrics_store import MetricsStore, TooMuchAsked
 from muster_controller.db.side import SideDatabase
 from muster_controller.metrics.ingest import MixedIngest
 from muster_shared.messages import MESSAGE_BYTES_MAX, encode
-from muster_shared.metrics import DAY_S, HOUR_S, Budget, Kind, Mixed, MixedAck, MixerState, sigma
+from muster_shared.metrics import DAY_S, HOUR_S, Kind, Mixed, MixedAck, MixerState, sigma
 from muster_shared.topics import MixedChannel, MixedTopic, Topic
 
 NOW = float(BEGIN + 30 * HOUR_S)
 SUMS, STATE = MixedTopic("mixer-a", MixedChannel.SUMS), MixedTopic("mixer-a", MixedChannel.STATE)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def side(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SideDatabase]:
-    where: Path | str = tmp_path / "muster.db"
-    if request.param == "postgresql":
-        server: Postgres = request.getfixturevalue("postgres")
-        where = server.new_database()
+@pytest.fixture
+def side(where: Where) -> Iterator[SideDatabase]:
     with SqlLedger(where, lambda: NOW):
         pass  # It migrates.
     with SideDatabase(find_database(where)) as opened:
@@ -225,19 +220,7 @@ def test_what_is_older_than_anything_is_kept_is_acknowledged_and_forgotten(store
 
 
 def state(**changes: object) -> MixerState:
-    plain = MixerState(
-        mixer="mixer-a",
-        sent_at=NOW,
-        key="0" * 16,
-        cohorts=(0, 1),
-        delta=1e-6,
-        eps_day=2.45,
-        eps_30_days=15.9,
-        k_min=20,
-        budgets=(Budget(day=20_000, rho_spent=0.05, rho_budget=0.1),),
-        windows=7,
-    )
-    return msgspec.structs.replace(plain, **changes)
+    return mixer_state(**{"sent_at": NOW, "windows": 7, **changes})
 
 
 def test_what_a_mixer_says_of_itself_is_kept_whether_it_was_made_here_or_not(store: MetricsStore, way: Way) -> None:

@@ -14,7 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from harness.ledgers import MODEL, R1, A, B, C, desired, event, large_rollout, rollout, with_members
-from harness.postgres import Postgres
+from harness.postgres import Postgres, Where
 from muster_controller.core.rollout.events import Changes
 from muster_controller.core.rollout.state import Outcome
 from muster_controller.db.engine import find_database
@@ -24,17 +24,6 @@ from muster_controller.db.snapshot import Touched
 from muster_controller.db.tables import Row
 from muster_controller.ports import Baseline, Device, Note
 from muster_shared.ids import DeviceId, EventId, RolloutId
-
-Where = Path | str
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def where(request: pytest.FixtureRequest, tmp_path: Path) -> Where:
-    """Return where an empty database is."""
-    if request.param == "sqlite":
-        return tmp_path / "muster.db"
-    server: Postgres = request.getfixturevalue("postgres")
-    return server.new_database()
 
 
 @pytest.fixture

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import httpx
 
-from muster_controller.registry.operator import init_operator, load_offline, sign_release
+from harness import publishing
+from harness.bundles import write_named_bundle
+from muster_controller.registry.operator import init_operator, load_offline
 from muster_controller.registry.tuf_repository import create_online_keys
 from muster_controller.whereabouts import Running, read_running
-from muster_shared.bundle import Golden, Manifest, TensorSpec, Variant, describe_file, encode_manifest
 from muster_shared.ids import ModelName
 from muster_shared.messages import ReleaseRef
 
@@ -91,34 +92,5 @@ def bring_trust(folder: Path, http: httpx.Client) -> None:
 
 def publish(folder: Path, http: httpx.Client, version: str, release: int) -> ReleaseRef:
     """Sign and publish a tiny release that no engine runs; return it."""
-    files = {"model.onnx": f"weights of {version}".encode() * 100, "golden.npz": b"golden" * 50}
-    bundle = folder / f"bundle-{version}"
-    bundle.mkdir()
-    for name, raw in files.items():
-        (bundle / name).write_bytes(raw)
-    manifest = Manifest(
-        model=MODEL,
-        version=version,
-        release=release,
-        inputs=(TensorSpec(name="x", datatype="FP32", shape=(-1, 4)),),
-        outputs=(TensorSpec(name="y", datatype="FP32", shape=(-1, 2)),),
-        files=tuple(describe_file(name, raw) for name, raw in files.items()),
-        variants=(Variant(name="any", runtime="onnxruntime", precision="fp32", files=("model.onnx",)),),
-        golden=Golden(file="golden.npz"),
-        card=f"# {MODEL} {version}",
-    )
-    encoded = encode_manifest(manifest)
-    (bundle / "bundle.json").write_bytes(encoded)
-    current = http.get(f"/models/{MODEL}/metadata")
-    base = current.content if current.is_success else None
-    signed = sign_release(folder / "operator", bundle, base, datetime.now(UTC)).metadata
-    for raw in files.values():
-        name = describe_file("x", raw).sha256
-        headers = {"Content-Type": "application/octet-stream"}
-        http.put(f"/blobs/{name}", content=raw, headers=headers).raise_for_status()
-    body = {"metadata": signed.decode(), "manifest": encoded.decode()}
-    http.post(f"/models/{MODEL}/releases", json=body).raise_for_status()
-    described = describe_file("bundle.json", encoded)
-    return ReleaseRef(
-        model=MODEL, version=version, release=release, bundle_sha256=described.sha256, bundle_length=len(encoded)
-    )
+    bundle = write_named_bundle(folder / f"bundle-{version}", MODEL, version, release)
+    return publishing.publish(folder / "operator", bundle, http)

@@ -17,14 +17,15 @@ from typing import Any
 import httpx
 from securesystemslib.dsse import Envelope
 
+from harness import publishing
+from harness.bundles import write_named_bundle
 from muster_controller.broker.embedded import BrokerKind
 from muster_controller.config import ServerConfig
 from muster_controller.operators.local import read_local
-from muster_controller.registry.operator import init_operator, load_offline, sign_release
+from muster_controller.registry.operator import init_operator, load_offline
 from muster_controller.registry.tuf_repository import create_online_keys
 from muster_controller.server import Controller
 from muster_shared import assignment, topics
-from muster_shared.bundle import Golden, Manifest, TensorSpec, Variant, describe_file, encode_manifest
 from muster_shared.ids import DeviceId, EventId, FleetId, ModelName
 from muster_shared.link import Connected, Link, LinkConfig, LinkItem, LinkStopped, Received, parse_broker_url
 from muster_shared.messages import (
@@ -48,23 +49,7 @@ QUICK = {"waves": [1, 2], "window_s": 0.2, "window_max_s": 0.4, "requests_min": 
 
 
 def make_bundle(folder: Path, version: str, release: int) -> Path:
-    folder.mkdir(parents=True)
-    files = {"model.onnx": f"weights of {version}".encode() * 100, "golden.npz": b"golden" * 50}
-    for name, raw in files.items():
-        (folder / name).write_bytes(raw)
-    manifest = Manifest(
-        model=MODEL,
-        version=version,
-        release=release,
-        inputs=(TensorSpec(name="x", datatype="FP32", shape=(-1, 4)),),
-        outputs=(TensorSpec(name="y", datatype="FP32", shape=(-1, 2)),),
-        files=tuple(describe_file(name, raw) for name, raw in files.items()),
-        variants=(Variant(name="any", runtime="onnxruntime", precision="fp32", files=("model.onnx",)),),
-        golden=Golden(file="golden.npz"),
-        card=f"# {MODEL} {version}\n\nHandwritten digits, 8 x 8 pixels.",
-    )
-    (folder / "bundle.json").write_bytes(encode_manifest(manifest))
-    return folder
+    return write_named_bundle(folder, MODEL, version, release)
 
 
 @dataclass
@@ -222,14 +207,14 @@ class Puppets:
             self._link.publish(topic, payload, qos=1, retain=retain)
 
 
-def until(condition: Callable[[], Any], timeout_s: float = 15.0) -> Any:
+def until(condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         found = condition()
         if found:
             return found
         time.sleep(0.05)
-    raise AssertionError("it did not happen in time")
+    raise AssertionError(f"it did not happen within {timeout_s:g} s")
 
 
 @dataclass
@@ -266,15 +251,11 @@ class Desk:
 
     def sign(self, version: str, release: int) -> tuple[Path, bytes]:
         bundle = make_bundle(self.folder / f"bundle-{version}", version, release)
-        current = self.http.get(f"/models/{MODEL}/metadata")
-        base = current.content if current.is_success else None
-        return bundle, sign_release(self.folder / "operator", bundle, base, datetime.now(UTC)).metadata
+        return bundle, publishing.sign(self.folder / "operator", bundle, self.http)
 
     def publish(self, version: str, release: int) -> httpx.Response:
         bundle, metadata = self.sign(version, release)
-        for file in bundle.iterdir():
-            if file.name != "bundle.json":
-                self.put(file.read_bytes())
+        publishing.put_files(self.http, bundle)
         (self.folder / "signed").write_bytes(metadata)
         self.published = {"metadata": metadata.decode(), "manifest": (bundle / "bundle.json").read_text()}
         return self.publish_again()
@@ -283,8 +264,7 @@ class Desk:
         return self.http.post(f"/models/{MODEL}/releases", json=self.published)
 
     def put(self, raw: bytes, sha256: str | None = None) -> httpx.Response:
-        name = sha256 or describe_file("x", raw).sha256
-        return self.http.put(f"/blobs/{name}", content=raw, headers={"Content-Type": "application/octet-stream"})
+        return publishing.put_blob(self.http, raw, sha256)
 
     def roll_out(self, version: str, policy: dict[str, Any] | None = None) -> httpx.Response:
         return self.http.post("/rollouts", json={"model": MODEL, "version": version, "policy": policy or QUICK})

@@ -27,6 +27,7 @@ from onnx import TensorProto, helper
 from securesystemslib.signer import CryptoSigner, Signer
 from tuf.api.metadata import Metadata, Timestamp
 
+from harness.bundles import release_ref
 from muster_controller.broker.embedded import BrokerKind, EmbeddedBroker, start_broker
 from muster_controller.registry.keys import load_signer
 from muster_controller.registry.operator import init_operator, sign_release
@@ -45,10 +46,12 @@ from muster_shared.bundle import (
     encode_manifest,
     parse_manifest,
 )
+from muster_shared.call import LIFETIME_S, Call, CallKind, sign_call
 from muster_shared.ids import DeviceId, FleetId, ModelName, Sha256
 from muster_shared.link import Link, LinkConfig, LinkItem, Received, parse_broker_url
 from muster_shared.messages import (
     Ack,
+    Answer,
     AssignmentRefused,
     Event,
     Presence,
@@ -161,13 +164,7 @@ class Works:
             role = f"release-{manifest.model}"
             done = sign_release(self.folder / "operator", bundle, self.repository.role_metadata(role), now())
             self.repository.accept_release(role, done.metadata, raw, now())
-        return ReleaseRef(
-            model=manifest.model,
-            version=manifest.version,
-            release=manifest.release,
-            bundle_sha256=digest(raw),
-            bundle_length=len(raw),
-        )
+        return release_ref(raw)
 
     def expired_timestamp(self) -> tuple[TrustFiles, ...]:
         """Return the trust messages as a frozen repository has them: correctly signed, and past their date."""
@@ -234,6 +231,7 @@ class Fleet:
         self.events: dict[str, Event] = {}
         self.presences: list[Presence] = []
         self.twins: list[Twin] = []
+        self.answers: list[Answer] = []
         self._items: queue.Queue[LinkItem | None] = queue.Queue()
         config = LinkConfig(parse_broker_url(broker.url), client_id=f"controller-{fleet}")
         self.link = Link(config, self._items.put, rng=random.Random(7))
@@ -296,6 +294,37 @@ class Fleet:
         raw = self.works.repository.sign_assignment(assignment) if signer is None else sign(assignment, signer)
         self.publish(DeviceTopic(DEVICE, Channel.ASSIGNMENT), raw, retain=True)
 
+    def call(
+        self,
+        name: str,
+        what: CallKind,
+        *,
+        device: DeviceId = DEVICE,
+        lines: int = 0,
+        age_s: float = 0.0,
+        signer: Signer | None = None,
+    ) -> bytes:
+        """Publish a call on the topic of our device, and return it as it was published."""
+        at = time.time() - age_s
+        call = Call(
+            fleet=self.fleet,
+            device=device,
+            id=name,
+            what=what,
+            lines=lines,
+            issued_at=at,
+            expires_at=at + LIFETIME_S,
+        )
+        raw = self.works.repository.sign_call(call) if signer is None else sign_call(call, signer)
+        self.publish(DeviceTopic(DEVICE, Channel.CALL), raw)
+        return raw
+
+    def wait_for_answer(self, name: str) -> Answer:
+        def answered() -> Answer | None:
+            return next((each for each in list(self.answers) if each.id == name), None)
+
+        return wait_until(answered, self._logs)
+
     def wait_for_step(self, release: ReleaseRef, step: Step) -> StepReached:
         def reached() -> StepReached | None:
             for event in list(self.events.values()):
@@ -352,6 +381,8 @@ class Fleet:
                 event = decode(item.payload, Event)
                 self.events[event.id] = event
                 self.publish(DeviceTopic(device, Channel.ACK), encode(Ack(ids=(event.id,))))
+            case DeviceTopic(_, Channel.ANSWER):
+                self.answers.append(decode(item.payload, Answer))
             case DeviceTopic(_, Channel.PRESENCE):
                 self.presences.append(decode(item.payload, Presence))
             case DeviceTopic(_, Channel.TWIN):

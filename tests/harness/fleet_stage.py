@@ -12,6 +12,7 @@ from muster_controller.core.policy import Policy
 from muster_controller.core.rollout.state import Rollout, RolloutState
 from muster_controller.db.ledger import SqlLedger
 from muster_controller.fleet import Fleet
+from muster_controller.holds import Hold, HoldKind
 from muster_shared import assignment
 from muster_shared.assignment import Assignment
 from muster_shared.bundle import Golden, Manifest, TensorSpec, Variant, describe_file
@@ -103,6 +104,7 @@ class Stage:
     registry: Shelf = field(default_factory=Shelf)
     granted: dict[DeviceId, dict[str, str]] = field(default_factory=dict)
     """Labels that operators gave."""
+    holds: dict[DeviceId, Hold] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.begin()
@@ -119,7 +121,16 @@ class Stage:
             random=Random(5),
             session="s",
             labels=lambda device: self.granted.get(device, {}),
+            holds=self.holds.get,
         )
+
+    def hold(self, device: str, kind: HoldKind, reason: str = "look at it") -> None:
+        self.holds[DeviceId(device)] = Hold(DeviceId(device), kind, "anna", self.now, reason)
+        self.fleet.held([DeviceId(device)])
+
+    def let_go(self, device: str) -> None:
+        del self.holds[DeviceId(device)]
+        self.fleet.held([DeviceId(device)])
 
     def restart(self) -> None:
         self.ledger.close()

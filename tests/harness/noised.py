@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from random import Random
 
+import msgspec
+
 from muster_controller.core.metrics.sums import MixedSum
 from muster_shared.ids import ModelName
-from muster_shared.metrics import HOUR_S, UNITS, Cell, Kind, Mixed, sigma
+from muster_shared.metrics import HOUR_S, UNITS, Budget, Cell, Kind, Mixed, MixerState, sigma
 
 MODEL = ModelName("digits")
 BEGIN = 1_800_000_000 - 1_800_000_000 % 86_400
@@ -64,3 +66,19 @@ def mixed(batch: str = "b-1", number: int = 0, of: Cell | None = None, **changes
         **changes,
     }
     return Mixed(**said)  # type: ignore[arg-type]  # Tests change what they are about.
+
+
+def mixer_state(**changes: object) -> MixerState:
+    """Return what a mixer says of itself."""
+    plain = MixerState(
+        mixer="mixer-a",
+        sent_at=1.0,
+        key="0123456789abcdef",
+        cohorts=(0, 1),
+        delta=1e-6,
+        eps_day=2.45,
+        eps_30_days=15.9,
+        k_min=20,
+        budgets=(Budget(day=20_000, rho_spent=0.04, rho_budget=0.1),),
+    )
+    return msgspec.structs.replace(plain, **changes)

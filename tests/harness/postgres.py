@@ -19,6 +19,9 @@ INSTALLED = "/usr/lib/postgresql/*/bin"  # Where Debian puts them; elsewhere the
 UNPRIVILEGED = "nobody"
 FAST = ("fsync=off", "full_page_writes=off", "max_connections=50", "shared_buffers=32MB")
 
+Where = Path | str
+"""A database: SQLite's file, or PostgreSQL's URL."""
+
 
 class PostgresMissing(Exception):
     """There is no PostgreSQL to run; says why."""

@@ -201,10 +201,6 @@ class Story:
         self.active[device] = found
         self.tell(DeviceChanged(device, DeviceFacts(device in self.online, found)))
 
-    def come_online(self, device: DeviceId) -> None:
-        self.online.add(device)
-        self.tell(DeviceChanged(device, DeviceFacts(True, self.active[device])))
-
     def play(
         self,
         until_s: float,

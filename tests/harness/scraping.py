@@ -128,6 +128,6 @@ def _check_buckets(read: Page) -> None:
             assert counts == sorted(counts)
         for (sample, labels), exemplar in read.exemplars.items():
             if sample == f"{name}_bucket":
-                edge = float(dict(labels)["le"])
-                below = [at for at, _ in rows[frozenset(p for p in labels if p[0] != "le")] if at < edge]
-                assert max(below, default=0.0) <= exemplar.value <= edge, f"{exemplar} is not in its bucket"
+                upper = float(dict(labels)["le"])
+                below = [at for at, _ in rows[frozenset(p for p in labels if p[0] != "le")] if at < upper]
+                assert max(below, default=0.0) <= exemplar.value <= upper, f"{exemplar} is not in its bucket"

@@ -1,7 +1,6 @@
 """Alerts over a whole controller: who may order what, from the command line and the API; and a look from end to end."""
 
 import json
-import logging
 import random
 import re
 from collections.abc import Callable, Iterator
@@ -10,15 +9,16 @@ from typing import Any
 
 import httpx
 import pytest
-import structlog
 from typer.testing import CliRunner, Result
 
+from harness.alerting import sources
 from harness.desk import Desk, is_problem, open_desk, until
 from harness.noised import noised
+from harness.plant import PASSWORD, running_mosquitto, subscribed
 from harness.receivers import Hook, running_hook
 from muster_controller.acting import Acting, act_as
 from muster_controller.alerts.engine import Engine, Stores
-from muster_controller.alerts.looking import Looking, Sources
+from muster_controller.alerts.looking import Looking
 from muster_controller.alerts.sources import Content
 from muster_controller.alerts.telling import Teller
 from muster_controller.alerts.webhook import Webhooks, new_secret
@@ -42,16 +42,10 @@ from muster_controller.releases import Releases
 from muster_shared.ids import ModelName
 from muster_shared.metrics import DAY_S, HOUR_S, Cell, Kind, Mixed, sigma
 
+pytestmark = pytest.mark.usefixtures("quiet")
+
 Muster = Callable[..., Result]
 NOW = 1_800_000_000.0 - 1_800_000_000.0 % DAY_S + 12 * HOUR_S
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet() -> Iterator[None]:
-    """The controller runs in this process: its log would stand among what the command says."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="module")
@@ -226,12 +220,42 @@ def test_a_receiver_is_added_tested_and_removed_and_its_secret_shown_once(
     assert muster("receiver", "remove", "ops").exit_code == 0
 
 
+@pytest.mark.broker
+def test_a_topic_of_a_broker_is_added_and_tested_and_its_password_shown_to_nobody(
+    desk: Desk, muster: Muster, tmp_path: Path
+) -> None:
+    with running_mosquitto(tmp_path, by_certificate=False) as broker:
+        password, ca = tmp_path / "password", tmp_path / "ca" / "ca.pem"
+        password.write_text(f"{PASSWORD}\n")
+        added = muster("receiver", "add", "plant", "--mqtt", broker.address, "--password-file", password, "--ca", ca)
+        with subscribed(broker.reader) as subscriber:
+            tested = muster("receiver", "test", "plant")
+            (message,) = subscriber.wait(1)
+    failed = desk.http.post("/receivers/plant/test", json={})
+    listed = muster("receiver", "list", "--json")
+
+    assert added.exit_code == 0, added.output
+    assert tested.exit_code == 0, tested.output
+    assert json.loads(message.payload)["type"] == "receiver.test"
+    assert is_problem(failed, 502, "telling-failed")
+    assert [each["kind"] for each in json.loads(listed.output)] == ["mqtt"]
+    for said in (added.output, listed.output, failed.text, json.dumps(desk.get("/audit"))):
+        assert PASSWORD not in said
+        assert "BEGIN CERTIFICATE" not in said
+    assert muster("receiver", "remove", "plant").exit_code == 0
+
+
 def test_a_receiver_that_cannot_be_used_is_refused(desk: Desk) -> None:
     ftp = desk.http.post("/receivers", json={"name": "ops", "kind": "webhook", "address": "ftp://x/y"})
     unmailed = desk.http.post("/receivers", json={"name": "ops", "kind": "email", "address": "anna@x.example"})
 
     assert is_problem(ftp, 422, "receiver-invalid")
+    topic = {"name": "ops", "kind": "mqtt", "address": "mqtt://broker.example/alerts/#"}
     assert is_problem(unmailed, 422, "receiver-invalid")
+    assert is_problem(desk.http.post("/receivers", json=topic), 422, "receiver-invalid")
+    assert is_problem(
+        desk.http.post("/receivers", json=topic | {"kind": "webhook", "ca": "x"}), 422, "receiver-invalid"
+    )
     assert "--smtp-url" in unmailed.json()["detail"]
 
 
@@ -270,18 +294,7 @@ class World:
         releases = Releases(TufRepository(folder), BlobStore(folder / "blobs"))
         content = Content(self.metrics, releases, self.clock)
         self.teller = Teller(self.receivers, {ReceiverKind.WEBHOOK: Webhooks()}, self.clock, random.Random(7))
-        sources = Sources(
-            committed=ledger.committed,
-            is_connected=lambda: True,
-            objectives=self.objectives,
-            drift=content.drift,
-            compared=content.compared,
-            peaks=content.peaks,
-            mixers=lambda: (),
-            certificates=lambda: (),
-            keys=lambda: (),
-        )
-        looking = Looking(sources, self.clock)
+        looking = Looking(sources(ledger, self.objectives, content), self.clock)
         self.engine = Engine(
             Stores(self.alerts, self.receivers),
             lambda: looking,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.certificates import SmallCa
+from harness.clock import Clock
 from harness.receivers import Hook, PostOffice, running_hook, running_post_office
 from muster_controller.alerts.errors import ReceiverGone, ReceiverInvalid, TellingFailed
 from muster_controller.alerts.mail import Mails
@@ -23,14 +24,6 @@ from muster_controller.db.side import SideDatabase
 
 NOW = 1_800_000_000.0
 SECRET = new_secret()
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = NOW
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class World:
@@ -50,7 +43,7 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    clock, where = Clock(), tmp_path / "muster.db"
+    clock, where = Clock(NOW), tmp_path / "muster.db"
     with SqlLedger(where, clock):
         pass  # It migrates.
     with SideDatabase(find_database(where)) as side:

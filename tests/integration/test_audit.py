@@ -1,7 +1,6 @@
 """The audit log of a whole controller: what a rollout leaves in it, and what `muster audit` makes of it."""
 
 import json
-import logging
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -10,9 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-import structlog
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from harness.desk import FLEET, MODEL, QUICK, Desk, Puppets, bring_offline, is_problem, provision, until, wait_for
 from muster_controller.audit import checkpoint as checkpoints
@@ -21,15 +18,9 @@ from muster_controller.config import ServerConfig
 from muster_controller.operators.local import FILE as LOCAL_TOKEN
 from muster_controller.server import Controller
 
+pytestmark = pytest.mark.usefixtures("quiet")
+
 Muster = Callable[..., Result]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet() -> Iterator[None]:
-    """The controller runs in this process: its log would stand among what the command says."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -1,16 +1,13 @@
 """The command line against a whole controller: rollouts, their explanation, orders, rollback, what changed."""
 
 import json
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from harness.desk import MODEL, Desk, Puppets, open_desk, until, wait_for
 from muster_controller.cli.main import app
@@ -23,15 +20,9 @@ requests_min: 0
 deadline_s: 20s
 """
 
+pytestmark = pytest.mark.usefixtures("quiet")
+
 Muster = Callable[..., Result]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet() -> Iterator[None]:
-    """The controller runs in this process: its log would stand among what the command says."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="module")

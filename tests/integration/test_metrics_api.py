@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from harness.desk import FLEET, MODEL, Desk, is_problem, local_token, open_desk, until
-from harness.noised import cell, noised
+from harness.noised import cell, mixer_state, noised
 from muster_controller.cli.main import app
 from muster_controller.core.metrics.series import HOST
 from muster_controller.db.engine import find_database
@@ -25,7 +25,7 @@ from muster_shared import topics
 from muster_shared.ids import DeviceId, Sha256
 from muster_shared.link import Link, LinkConfig, LinkItem, Received, parse_broker_url
 from muster_shared.messages import Hardware, HostTelemetry, ReleaseRef, Twin, TwinModel, encode
-from muster_shared.metrics import DAY_S, HOUR_S, INPUTS, Budget, Cell, Kind, Mixed, MixedAck, MixerState, sigma
+from muster_shared.metrics import DAY_S, HOUR_S, INPUTS, Cell, Kind, Mixed, MixedAck, MixerState, sigma
 from muster_shared.topics import Channel, DeviceTopic, MixedChannel, MixedTopic
 
 DEVICES = 10_000
@@ -101,19 +101,7 @@ def published(rng: Random, number: int, of: Cell, given: dict[Kind, list[float]]
     )
 
 
-STATE = MixerState(
-    mixer="mixer-a",
-    sent_at=1.0,
-    key="0123456789abcdef",
-    cohorts=(0, 1),
-    delta=1e-6,
-    eps_day=2.45,
-    eps_30_days=15.9,
-    k_min=20,
-    budgets=(Budget(day=20_000, rho_spent=0.04, rho_budget=0.1),),
-    windows=480_000,
-    suppressed=3,
-)
+STATE = mixer_state(windows=480_000, suppressed=3)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import re
 import socket
 import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,22 +18,15 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
-from harness.metrics_stage import (
-    ALLOW,
-    DEVICE_CLASS,
-    FIRST_SHARE,
-    LABELS,
-    MODEL,
-    VERSION,
-    Message,
-    Stage,
-    metrics_stage,
-)
+from harness.crowd import FIRST_SHARE
+from harness.listening import Message
+from harness.metrics_stage import DEVICE_CLASS, VERSION, Stage, metrics_stage
+from harness.scanning import Needles, found, opened
+from harness.sorter import ALLOW, LABELS, MODEL
 from muster_controller.broker.programs import BrokerKind, BrokerUnavailable, find_broker
 from muster_shared.messages import decode
-from muster_shared.metrics import K_MIN, UNITS, WINDOW_BYTES, Cell, Kind, Mixed, Sealed, Window, unpack
+from muster_shared.metrics import K_MIN, UNITS, WINDOW_BYTES, Cell, Kind, Mixed, Window, unpack
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(300)]
 
@@ -46,12 +39,9 @@ SECRET_LABEL = "walnut-ledger-5571"
 THIRD = 2
 NARROW = 0.16
 """Of an interval: three times that is still less than the classes' shares differ by, 0.4, and the other way round."""
-ENVELOPE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.CHACHA20_POLY1305)
-
-Needles = Mapping[str, bytes]
 
 
-def forms_of(secret: float) -> Needles:
+def forms_of(secret: float) -> dict[str, bytes]:
     """Return the number as text and as bytes; what of it is in base64 `found` unpacks."""
     raw = {f"as {code}": struct.pack(code, secret) for code in ("<f", ">f", "<d", ">d")}
     raw |= {"as <d of <f": struct.pack("<d", np.float32(secret)), "as >d of <f": struct.pack(">d", np.float32(secret))}
@@ -61,39 +51,6 @@ def forms_of(secret: float) -> Needles:
         **{f"{name}, in hex": content.hex().encode() for name, content in raw.items()},
         **{f"as text {text}": text.encode() for text in texts},
     }
-
-
-def found(messages: Iterable[Message], needles: Needles) -> list[str]:
-    """Return which needles are in which topics, payloads or properties, as they are or in base64."""
-    hits: list[str] = []
-    seen: set[bytes] = set()
-    for each in messages:
-        for view in views(each):
-            if view not in seen:
-                seen.add(view)
-                hits += [f"{each.topic}: {name}" for name, needle in needles.items() if needle.lower() in view.lower()]
-    return hits
-
-
-def views(message: Message) -> Iterator[bytes]:
-    """Yield what is readable of a message: all of it, and what its runs of base64 hold, wherever they begin."""
-    for part in (message.topic.encode(), message.payload, message.properties):
-        yield part
-        for run in set(re.findall(rb"[A-Za-z0-9+/_-]{6,}", part)):
-            if re.fullmatch(rb"[0-9a-f]+", run):  # Hashes: a needle in hex is looked for as it is.
-                continue
-            for begin in range(4):
-                text = run[begin:].replace(b"-", b"+").replace(b"_", b"/")
-                text += b"A" if len(text) % 4 == 1 else b""
-                yield base64.b64decode(text + b"=" * (-len(text) % 4))
-
-
-def opened(stage: Stage, message: Message) -> Message:
-    """Return the plain text of a sealed window, by code that shares nothing with ours."""
-    sealed = decode(message.payload, Sealed)
-    assert msgspec.json.encode(sealed) == message.payload, "an envelope holds a key's id and a box"
-    plain = ENVELOPE.decrypt(sealed.box, stage.keys[sealed.key], b"muster metrics window v1")
-    return Message(f"{message.topic} opened", plain, message.properties)
 
 
 @dataclass(frozen=True, repr=False)
@@ -137,7 +94,7 @@ def heard(tmp_path_factory: pytest.TempPathFactory) -> Heard:
         def own_window() -> bool:
             """Ask, and look whether a window of an hour with these answers has crossed the broker."""
             ask(stage)
-            fresh = {each: opened(stage, each) for each in stage.listener.under("metrics") if each not in plain}
+            fresh = {each: opened(stage.keys, each) for each in stage.listener.under("metrics") if each not in plain}
             plain.update(fresh)
             return any(third(msgspec.json.decode(each.payload, type=Window)) for each in fresh.values())
 
@@ -151,7 +108,7 @@ def heard(tmp_path_factory: pytest.TempPathFactory) -> Heard:
             folder=folder,
             everything=everything,
             sealed=sealed,
-            plain=[plain[each] if each in plain else opened(stage, each) for each in sealed],
+            plain=[plain[each] if each in plain else opened(stage.keys, each) for each in sealed],
             mixed=[each for each in everything if "/mixed/" in each.topic],
             failures=failures,
             with_a_leak=leaks,
@@ -213,7 +170,7 @@ def test_nothing_of_an_input_crosses_the_broker_in_any_message(heard: Heard) -> 
     needles = {**forms_of(SECRET), "its id": SECRET_ID.encode(), "its label": SECRET_LABEL.encode()}
 
     assert {each.topic.split("/")[3] for each in heard.everything} >= {"device", "metrics", "mixed", "trust", "release"}
-    assert found(heard.readable, needles) == []
+    assert found(heard.readable, Needles(needles)) == []
 
 
 def test_no_path_of_a_device_crosses_the_broker_in_any_message(heard: Heard) -> None:
@@ -222,7 +179,7 @@ def test_no_path_of_a_device_crosses_the_broker_in_any_message(heard: Heard) -> 
 
     needles = {"its folder": CELLAR.encode(), "the stage's folder": str(heard.folder).encode()}
 
-    assert found(heard.readable, needles) == []
+    assert found(heard.readable, Needles(needles)) == []
 
 
 def test_no_device_is_named_in_windows_or_sums_nor_on_their_way(heard: Heard) -> None:
@@ -230,11 +187,10 @@ def test_no_device_is_named_in_windows_or_sums_nor_on_their_way(heard: Heard) ->
 
     assert heard.sealed
     assert heard.mixed
-    assert found(anonymous, {"the device": DEVICE.encode(), "a part of the crowd": b"crowd-"}) == []
+    assert found(anonymous, Needles({"the device": DEVICE.encode(), "a part of the crowd": b"crowd-"})) == []
     assert {each.properties for each in heard.sealed} == {b"{}"}, "what a client adds to a message could name it"
-    assert found([each for each in heard.everything if "/device/" in each.topic], {"the device": DEVICE.encode()}), (
-        "elsewhere it is named, and would be found"
-    )
+    named = [each for each in heard.everything if "/device/" in each.topic]
+    assert found(named, Needles({"the device": DEVICE.encode()})), "elsewhere it is named, and would be found"
 
 
 def test_no_window_holds_a_host_an_address_or_a_word_of_its_own(heard: Heard) -> None:
@@ -267,7 +223,7 @@ def test_a_leak_that_is_planted_is_found(heard: Heard) -> None:
     (leak,) = heard.with_a_leak
 
     assert leak.topic == "story/leak"
-    assert found(heard.with_a_leak, forms_of(SECRET)) == ["story/leak: as <f"]
+    assert found(heard.with_a_leak, Needles(forms_of(SECRET))) == ["story/leak: as <f"]
 
 
 @pytest.mark.parametrize(
@@ -288,9 +244,11 @@ def test_a_leak_that_is_planted_is_found(heard: Heard) -> None:
     ],
 )
 def test_the_scan_finds_the_secret_however_it_is_packed(payload: bytes) -> None:
-    by_payload = found([Message("a/b", payload)], forms_of(SECRET))
-    by_property = found([Message("a/b", b"", payload)], forms_of(SECRET))
+    secret = Needles(forms_of(SECRET))
+
+    by_payload = found([Message("a/b", payload)], secret)
+    by_property = found([Message("a/b", b"", payload)], secret)
 
     assert by_payload
     assert by_property
-    assert not found([Message("a/b", b"nothing of it"), Message("41.73", b"")], forms_of(SECRET))
+    assert not found([Message("a/b", b"nothing of it"), Message("41.73", b"")], secret)

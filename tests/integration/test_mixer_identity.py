@@ -4,7 +4,6 @@ And the promise that all of it is for: the controller's own certificate, as it l
 """
 
 import json
-import logging
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 import typer
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from typer.testing import CliRunner, Result
@@ -34,7 +32,7 @@ from muster_shared.enrolment import EnrolmentToken, Granted, Refused, parse_toke
 from muster_shared.ids import DeviceId
 from muster_shared.link import parse_broker_url
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(180), pytest.mark.usefixtures("quiet")]
 
 PREFIX = f"muster/v1/{FLEET}"
 RAW = (
@@ -42,14 +40,6 @@ RAW = (
     *(f"{PREFIX}/+/+", f"{PREFIX}/+/3", f"{PREFIX}/#", "muster/v1/+/metrics/+", "+/#", "#"),
     *(f"$share/thieves/{PREFIX}/metrics/+", "$share/thieves/#", "$MQTT/sub/+"),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet() -> Iterator[None]:
-    """The controller runs in this process: its log would stand among what the command says."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="module", params=["mosquitto", "nats"])

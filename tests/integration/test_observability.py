@@ -2,23 +2,19 @@
 
 import json
 import os
-import queue
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import httpx
 import pyarrow.parquet as pq
 import pytest
-from google.protobuf import json_format
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
+from harness.collector import MetricsCollector
 from harness.desk import Desk, Puppets, client, is_problem, local_token, open_desk, until, wait_for
 from harness.observed import Observed, cell
 from harness.scraping import Page, scrape
@@ -295,29 +291,9 @@ def test_an_export_is_of_the_whole_fleet_or_refused(desk: Desk, tmp_path: Path) 
 
 
 def test_a_collector_is_sent_the_same_families(tmp_path: Path) -> None:
-    taken: queue.Queue[bytes] = queue.Queue()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            taken.put(self.rfile.read(int(self.headers["Content-Length"])))
-            self.send_response(200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Say nothing."""
-
-    collector = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=collector.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        with open_desk(tmp_path, otlp_url=f"http://127.0.0.1:{collector.server_port}") as desk:
-            request = json_format.Parse(taken.get(timeout=20), ExportMetricsServiceRequest())
-            page = scraped(desk)
-    finally:
-        collector.shutdown()
-        thread.join(10)
-        collector.server_close()
+    with closing(MetricsCollector()) as collector, open_desk(tmp_path, otlp_url=collector.url) as desk:
+        request = collector.next()
+        page = scraped(desk)
 
     pushed = {metric.name for scope in request.resource_metrics[0].scope_metrics for metric in scope.metrics}
     assert (

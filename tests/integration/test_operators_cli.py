@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import logging
 import ssl
 import stat
 from collections.abc import Callable, Iterator
@@ -13,13 +12,11 @@ from typing import Any
 
 import httpx
 import pytest
-import structlog
-from click.testing import Result
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from harness.browser import Browser
 from harness.desk import Desk, client, local_token, open_desk
@@ -30,15 +27,9 @@ from muster_controller.errors import ServerUnavailable
 from muster_controller.server import Controller
 
 PASSWORD = "three plain words"
+pytestmark = pytest.mark.usefixtures("quiet")
+
 Muster = Callable[..., Result]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet() -> Iterator[None]:
-    """The controller runs in this process: its log would stand among what the command says."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="module")

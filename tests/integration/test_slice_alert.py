@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from harness.alerting import sources
 from muster_agent.metrics.rounding import offsets, share_out_at
 from muster_controller.alerts.engine import Engine, Stores
-from muster_controller.alerts.looking import Looking, Sources
+from muster_controller.alerts.looking import Looking
 from muster_controller.alerts.sources import Content
 from muster_controller.alerts.telling import Teller
 from muster_controller.core.alerts.machine import Alert, State
@@ -172,20 +173,10 @@ def desk(folder: Path) -> Iterator[Desk]:
         metrics, acks = MetricsStore(side), Acks()
         alerts, receivers = AlertStore(side, now), ReceiverStore(side, now)
         content = Content(metrics, released(folder), now)
-        sources = Sources(
-            committed=ledger.committed,
-            is_connected=lambda: True,
-            objectives=ObjectiveStore(side, now),
-            drift=content.drift,
-            compared=content.compared,
-            peaks=content.peaks,
-            mixers=lambda: (),
-            certificates=lambda: (),
-            keys=lambda: (),
-        )
+        seen = sources(ledger, ObjectiveStore(side, now), content)
         engine = Engine(
             Stores(alerts, receivers),
-            lambda: Looking(sources, now),
+            lambda: Looking(seen, now),
             Teller(receivers, {}, now, random.Random(1)),
             fleet="harbour",
             leads=lambda: True,

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from harness.desk import local_token
 from harness.fleet_stage import MODEL, POLICY, Shelf, presence, twin
 from harness.ledgers import rederived
-from harness.postgres import Postgres, PostgresMissing, running_postgres
+from harness.postgres import Postgres, Where
 from muster_controller.broker.embedded import BrokerKind, start_broker
 from muster_controller.config import ServerConfig
 from muster_controller.core.rollout.events import Order, OrderRefused
@@ -47,19 +47,9 @@ from muster_shared.link import AckToken, Link, LinkConfig, Received, parse_broke
 from muster_shared.messages import Event, FaultSeen, OutcomeReported, encode
 from muster_shared.topics import Channel, DeviceTopic, Topic
 
-Where = Path | str
 FLEET = FleetId("test")
 WAIT_S = 60.0
 NAMES = tuple(f"dev-{number}" for number in range(4))
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[Postgres]:
-    try:
-        with running_postgres() as server:
-            yield server
-    except PostgresMissing as missing:
-        pytest.skip(str(missing))
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -1,9 +1,7 @@
 """Metrics over OTLP: what a collector reads by the protocol's own definition, and one that comes and goes."""
 
 import math
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx
 import msgspec
@@ -12,6 +10,7 @@ from google.protobuf import json_format
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality, Metric
 
+from harness.collector import MetricsCollector
 from muster_controller.errors import ServerUnavailable
 from muster_controller.export.families import Family, Kind, family
 from muster_controller.export.otlp import Pusher, check_url, document
@@ -22,47 +21,11 @@ FAMILIES = [
     family("muster_nothing", Kind.GAUGE, "Nothing is known", []),
 ]
 RESOURCE = {"service.name": "muster-controller", "service.instance.id": "plant"}
-WAIT_S = 10.0
-
-
-class Collector:
-    """Takes OTLP metrics with JSON; `status` is what it answers."""
-
-    def __init__(self) -> None:
-        self.taken: list[ExportMetricsServiceRequest] = []
-        self.paths: list[str] = []
-        self.status = 200
-        self.came = threading.Semaphore(0)
-        collector = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                assert self.headers["Content-Type"] == "application/json"
-                raw = self.rfile.read(int(self.headers["Content-Length"]))
-                collector.paths.append(self.path)
-                collector.taken.append(json_format.Parse(raw, ExportMetricsServiceRequest()))
-                self.send_response(collector.status)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                collector.came.release()
-
-            def log_message(self, format: str, *args: object) -> None:
-                """Say nothing."""
-
-        self._server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join(WAIT_S)
-        self._server.server_close()
 
 
 @pytest.fixture
-def collector() -> Iterator[Collector]:
-    running = Collector()
+def collector() -> Iterator[MetricsCollector]:
+    running = MetricsCollector()
     yield running
     running.close()
 
@@ -131,24 +94,22 @@ def test_what_is_no_url_of_a_collector_is_refused_without_repeating_it(url: str)
     assert "secret" not in str(refused.value)
 
 
-def test_a_collector_that_fails_gets_the_next_push_all_the_same(collector: Collector) -> None:
+def test_a_collector_that_fails_gets_the_next_push_all_the_same(collector: MetricsCollector) -> None:
     collector.status = 503
     pusher = Pusher(collector.url, lambda: FAMILIES, RESOURCE, "0.1.0", lambda: 5.0, every_s=0.01)
 
     pusher.start()
-    for _ in range(2):
-        assert collector.came.acquire(timeout=WAIT_S)
+    refused = [collector.next() for _ in range(2)]
     collector.status = 200
-    for _ in range(2):
-        assert collector.came.acquire(timeout=WAIT_S)
+    taken = [collector.next() for _ in range(2)]
     pusher.stop()
 
-    assert set(collector.paths) == {"/v1/metrics"}
-    assert len(collector.taken) >= 4
+    assert collector.paths == {"/v1/metrics"}
+    assert [bool(each.resource_metrics) for each in (*refused, *taken)] == [True] * 4
 
 
 def test_a_collector_that_is_not_there_is_nobodys_trouble() -> None:
-    gone = Collector()
+    gone = MetricsCollector()
     gone.close()
     pusher = Pusher(gone.url, lambda: FAMILIES, RESOURCE, "0.1.0", lambda: 5.0)
 

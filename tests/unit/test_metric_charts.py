@@ -1,36 +1,37 @@
-"""Charts of figures with intervals."""
+"""Figures with intervals as what is drawn."""
 
 from muster_controller.core.metrics.figures import Figure
-from muster_controller.web.metric_charts import BAR_WIDTH, band_chart, said, whiskers
+from muster_controller.web.metric_charts import BAR_WIDTH, said, timeline, whiskers
 
 
 def figure(value: float | None, spread: float = 0.01) -> Figure:
     return Figure(None) if value is None else Figure(value, value - spread, value + spread)
 
 
-def test_the_line_breaks_where_nothing_is_known() -> None:
+def test_the_line_and_its_band_break_where_nothing_is_known() -> None:
     found = [(float(hour), figure(None if hour == 2 else 0.9)) for hour in range(5)]
 
-    chart = band_chart(found)
+    plot = timeline("t", "Right answers", found)
 
-    assert chart is not None
-    assert len(chart.lines) == len(chart.bands) == 2
-    assert chart.unknown == 1
-    assert len(chart.points) == 4
-
-
-def test_nothing_known_is_no_chart() -> None:
-    assert band_chart([(0.0, figure(None)), (1.0, figure(None))]) is None
+    (series,) = plot.series
+    assert [y for _, y in series.points] == [90.0, 90.0, None, 90.0, 90.0]
+    assert [low is None and high is None for _, low, high in series.band] == [False, False, True, False, False]
+    assert "1 of 5 periods are unknown" in plot.words
 
 
-def test_a_larger_share_is_drawn_higher_and_its_band_around_it() -> None:
-    chart = band_chart([(0.0, figure(0.5)), (1.0, figure(0.8))])
+def test_nothing_known_is_no_line_and_says_so() -> None:
+    plot = timeline("t", "Right answers", [(0.0, figure(None)), (1.0, figure(None))])
 
-    assert chart is not None
-    (_, low_y, _), (_, high_y, _) = chart.points
-    assert high_y < low_y
-    assert chart.top <= high_y
-    assert low_y <= chart.bottom
+    assert not plot.series[0].points
+    assert plot.words == "Right answers: nothing is known of this time."
+
+
+def test_shares_are_percent_and_times_are_milliseconds_from_zero() -> None:
+    share = timeline("t", "Right answers", [(0.0, figure(0.5))])
+    ms = timeline("t", "Latency p95", [(0.0, Figure(3.0, 2.0, None))], is_share=False)
+
+    assert (share.unit, list(share.series[0].band)) == (" %", [(0.0, 49.0, 51.0)])
+    assert (ms.unit, ms.low, list(ms.series[0].band)) == (" ms", 0.0, [(0.0, 2.0, 3.0)])
 
 
 def test_the_longest_whisker_ends_at_the_end() -> None:

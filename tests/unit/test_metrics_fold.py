@@ -14,7 +14,7 @@ from muster_agent.core.split import Mode
 from muster_agent.engines.port import Array, InferenceFailed
 from muster_agent.metrics.cpu import CpuShares
 from muster_agent.metrics.fold import FOLD_ROWS, ROWS_A_LOOK, Meter, meter
-from muster_agent.metrics.meters import AllMeters
+from muster_agent.metrics.meters import LOOK_ROWS, LOOK_S_MAX, LOOK_S_MIN, AllMeters, look_due_s
 from muster_agent.metrics.port import DriftState, Tally
 from muster_agent.metrics.reference import WINDOW, InputReference, Reference
 from muster_agent.metrics.samples import ELEMENTS_MAX, SAMPLED_EVERY, Sampler
@@ -538,3 +538,96 @@ def test_fold_rows_is_a_bound_that_a_stream_of_single_answers_keeps() -> None:
 
     assert longest < FOLD_ROWS
     assert len(counting._waiting) == 10
+
+
+def test_who_was_told_enough_stops_listening_until_the_next_look() -> None:
+    counting, stats = made()
+    busy = Busy()
+    counting.listen(busy)
+    for _ in range(ROWS_A_LOOK):
+        ran(counting, stats, [call(np.eye(3, dtype=np.float32)[:1])])
+
+    deaf = busy.counted
+    counting.look()
+
+    assert deaf is None
+    assert busy.counted is not None
+
+
+def test_inputs_are_sampled_at_even_steps_whatever_is_folded_between() -> None:
+    watcher = Watcher()
+    counting, stats = made(known=reference(), watcher=watcher)
+    for number in range(4 * FOLD_ROWS):
+        ran(counting, stats, [call(np.eye(3, dtype=np.float32)[:1], np.full((1, 2), number, np.float32))])
+    counting.look()
+
+    assert np.diff(watcher.rows["x"]).tolist() == [SAMPLED_EVERY] * (4 * FOLD_ROWS // SAMPLED_EVERY - 1)
+
+
+@pytest.mark.parametrize(("rows", "sampled"), [(10, 10), (300, 60), (60_000, 60_000 // SAMPLED_EVERY)])
+def test_about_one_input_a_second_is_sampled_on_a_slow_device(rows: int, sampled: int) -> None:
+    watcher = Watcher()
+    counting, stats = made(known=reference(), watcher=watcher)
+    answers = [call(np.eye(3, dtype=np.float32)[:1])]
+    for turn in range(2):
+        for _ in range(rows):
+            ran(counting, stats, answers)
+        if turn == 0:
+            counting.look()
+            counting.pace(60.0)
+            watcher.rows.clear()
+    counting.look()
+
+    assert len(watcher.rows["x"]) == pytest.approx(sampled, abs=1)
+
+
+def test_a_sampled_input_does_not_wait_longer_than_a_minute_for_others() -> None:
+    watcher = Watcher()
+    counting, stats = made(known=reference(), watcher=watcher)
+    counting.look()
+    ran(counting, stats, [call(np.eye(3, dtype=np.float32)[:1])])
+
+    folded = []
+    for _ in range(6):
+        counting.look(inputs=False)
+        counting.pace(10.0)
+        folded.append(bool(watcher.rows))
+
+    assert folded == [False, False, False, False, False, True]
+
+
+def test_the_rate_is_that_of_all_inferences_also_of_those_in_a_tally_between() -> None:
+    counting, stats = made()
+    for _ in range(5 * ROWS_A_LOOK):
+        ran(counting, stats, [call(np.eye(3, dtype=np.float32)[:1])])
+    counting.take()
+    counting.look()
+
+    assert counting.pace(10.0) == ROWS_A_LOOK / 2
+    assert counting.pace(10.0) == 0.0
+
+
+def test_looks_come_when_enough_was_asked_and_at_least_once_a_minute() -> None:
+    pauses = [look_due_s(rate) for rate in (0.0, 1.0, LOOK_ROWS / 10, 50_000.0)]
+
+    assert pauses == [LOOK_S_MIN, LOOK_S_MAX, 10.0, LOOK_S_MIN]
+
+
+def test_pauses_between_looks_grow_slowly_and_shrink_at_once() -> None:
+    pauses: list[float] = []
+
+    async def scenario(setup: Setup) -> None:
+        meters = AllMeters(setup.table)
+        setup.table.switch(MODEL, served(Engine(), 1))
+        now_s = 0.0
+        meters.look(0.0, now_s)
+        for _ in range(4):
+            await setup.submit().outcome
+            now_s += 10.0
+            pauses.append(meters.look(0.0, now_s))
+        now_s += 10.0
+        pauses.append(meters.look(0.0, now_s))
+
+    play(scenario, served(Engine()))
+
+    assert pauses == [2.0, 4.0, 8.0, 16.0, LOOK_S_MIN]

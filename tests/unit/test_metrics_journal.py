@@ -7,7 +7,6 @@ from pathlib import Path
 from random import Random
 
 import pytest
-import structlog
 from structlog.testing import capture_logs
 
 from harness.metrics_device import BEGAN, DIGITS, MIXERS, PLACE, PUBLIC, Broker, Device, in_memory, one
@@ -18,12 +17,6 @@ from muster_agent.metrics.journal import MetricsJournal, read
 from muster_agent.metrics.sending import choose, waits_for
 from muster_shared.ids import Sha256
 from muster_shared.metrics import DAY_S, HOUR_S, key_id
-
-
-@pytest.fixture(autouse=True)
-def _heard_logs() -> None:
-    """Whatever another test has made of the logs: here all of them are heard."""
-    structlog.reset_defaults()
 
 
 @pytest.fixture

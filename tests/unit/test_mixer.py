@@ -5,20 +5,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-import structlog
 
 from harness.mixing import CELL, CONFIG, DAY_START, Stage, window
 from muster_controller.mixer import mixer as mixer_module
 from muster_controller.mixer.batching import DAY_WAITS_S, HOUR_CLOSES_S, OLD_S
 from muster_shared import sealing
 from muster_shared.metrics import DAY_S, HOUR_S, K_MIN, RHO_DAY, UNITS, Kind, cohort, pack
-
-
-@pytest.fixture(autouse=True)
-def _heard_logs() -> None:
-    """Whatever another test has made of the logs: here all of them are heard."""
-    structlog.reset_defaults()
-
 
 CLOSES = DAY_START + HOUR_S + HOUR_CLOSES_S
 DAY_CLOSES = DAY_START + DAY_S + HOUR_CLOSES_S

@@ -1,7 +1,7 @@
 """The one thread of the mixer's process: what it acknowledges, and when; what it sends again."""
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ from harness.mixing import DAY_START, FLEET, Stage, window
 from muster_controller.mixer import process
 from muster_controller.mixer.batching import HOUR_CLOSES_S
 from muster_controller.mixer.errors import MixerError, MixLedgerUnavailable
-from muster_controller.mixer.process import MixerLoop, locked
+from muster_controller.mixer.process import MixerLoop, locked, state_every_s
 from muster_shared import topics
 from muster_shared.link import AckToken, Connected, Mid, MqttVersion, OutboundQueueFull, Qos, Received
 from muster_shared.messages import encode
@@ -112,6 +112,27 @@ def test_a_window_that_meets_a_bug_costs_itself_alone(desk: Desk, capsys: pytest
     assert desk.outlet.acked == [1, 2, 3]
     assert desk.stage.counted() == {"windows": 2}
     assert "secret" not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(("clock_speed", "seconds"), [(1.0, 60.0), (6.0, 10.0), (360.0, 1.0), (0.5, 60.0)])
+def test_a_mixer_says_how_it_is_each_minute_that_its_clock_shows(clock_speed: float, seconds: float) -> None:
+    """But no more often than it looks, and not less often than each minute of the wall: its silence is an alert."""
+    assert state_every_s(clock_speed) == seconds
+
+
+def test_with_a_fast_clock_the_state_is_said_again_at_the_next_look(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "TICK_S", 0.0)
+    desk.loop._turn()
+    desk.loop._turn()
+    slow = len([retain for _, _, retain in desk.outlet.sent if retain])
+    desk.loop._config = replace(desk.loop._config, clock_speed=600.0, clock_since=1.0)
+    desk.loop._state_at -= 0.2  # What has passed, of 0.1 s.
+    desk.loop._turn()
+
+    assert slow == 1
+    assert len([retain for _, _, retain in desk.outlet.sent if retain]) == 2
 
 
 def test_sums_are_sent_until_they_are_acknowledged_and_the_state_is_retained(

@@ -39,3 +39,17 @@ def test_headings_paragraphs_tables_and_lists_come_in_order() -> None:
 def test_the_title_is_the_first_heading() -> None:
     assert title(TEXT, "?") == "Review of 2026-W47"
     assert title("no heading", "Review") == "Review"
+
+
+def test_a_publishers_card_may_hold_anything_and_is_never_markup_of_ours() -> None:
+    card = "#no heading\n\n#\n\n####### seven\n\n|---|---|\n\n```c++ title\n<b>x</b>\n```\n\n<script>alert(1)</script>"
+
+    found = blocks(card)
+
+    assert found == [
+        ("p", "#no heading"),
+        ("p", "#"),
+        ("p", "####### seven"),
+        ("code", "<b>x</b>"),
+        ("p", "<script>alert(1)</script>"),
+    ]

@@ -1,24 +1,17 @@
 """What a release did lately, by readings now and then."""
 
+from harness.clock import Clock
 from harness.service_alone import Engine, served
 from muster_agent.serving.recent import LOOKS_MAX, Recent
 from muster_agent.serving.table import Served, ServingTable
 from muster_shared.messages import ReleaseRef
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class Setup:
     """A table with one release, whose requests a test counts by hand."""
 
     def __init__(self) -> None:
-        self.clock = Clock()
+        self.clock = Clock(1000.0)
         self.table = ServingTable()
         self.release: Served = served(Engine())
         self.table.switch(self.release.manifest.model, self.release)

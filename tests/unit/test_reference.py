@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from muster_agent.cli.program import main
-from muster_agent.metrics.confidence import classes_and_confidence, has_classes
+from muster_agent.metrics.confidence import classes_and_confidence, confidence_bins, has_classes
 from muster_agent.metrics.reference import (
     FORMAT,
     REFERENCE_BYTES_MAX,
@@ -22,7 +22,7 @@ from muster_agent.metrics.reference import (
     ReferenceUnreadable,
     statistics,
 )
-from muster_agent.metrics.reference_build import Observed, ReferenceUnbuildable, build, confidence_bins, observe
+from muster_agent.metrics.reference_build import Observed, ReferenceUnbuildable, build, observe
 from muster_controller.registry.bundles import build_bundle
 from muster_shared.errors import MusterError
 from muster_shared.metrics import Kind

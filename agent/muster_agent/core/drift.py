@@ -21,6 +21,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from operator import mul
 from typing import Final
 
 KAPPAS: Final = (0.1, 0.2, 0.35, 0.5)
@@ -40,6 +41,8 @@ RETURN_RANK: Final = 0.42
 WARM_WINDOWS: Final = 5
 """Before so many windows nothing is said: less than that cannot raise an alarm."""
 _EVIDENCE_MAX = 1e12  # Far above ALARM over any weight: no power or sum overflows.
+_LOG_KAPPAS = tuple(math.log(kappa) for kappa in KAPPAS) * 2
+_LESS = tuple(kappa - 1 for kappa in KAPPAS) * 2
 _WEIGHTS = (*(FALL_WEIGHT / len(KAPPAS) for _ in KAPPAS), *((1 - FALL_WEIGHT) / len(KAPPAS) for _ in KAPPAS))
 
 
@@ -121,7 +124,8 @@ class Drift:
     @property
     def total(self) -> float:
         """The weighted evidence, which is held against ALARM."""
-        return sum(weight * one for weight, one in zip(_WEIGHTS, self.evidence, strict=True))
+        total: float = sum(map(mul, _WEIGHTS, self.evidence))
+        return total
 
     def is_sound(self) -> bool:
         """Whether this, read back from a disk, can be gone on with."""
@@ -150,7 +154,7 @@ def observe(ranks: Ranks, drift: Drift, mean_confidence: float, chance: float) -
     if drift.drifting:
         return _while_drifting(drift, fall, rise)
     evidence = _grown(drift.evidence, math.log(fall), math.log(rise))
-    seen = replace(drift, evidence=evidence, windows=drift.windows + 1)
+    seen = Drift(evidence, drift.windows + 1)  # Three times as fast as `replace`; the rest is of who drifts.
     if seen.total < ALARM:
         return seen, None
     turn = Turn.FELL if sum(evidence[: len(KAPPAS)]) >= sum(evidence[len(KAPPAS) :]) else Turn.ROSE
@@ -167,9 +171,12 @@ def _while_drifting(drift: Drift, fall: float, rise: float) -> tuple[Drift, Turn
 
 
 def _grown(evidence: tuple[float, ...], log_fall: float, log_rise: float) -> tuple[float, ...]:
-    grown = []
-    for place, before in enumerate(evidence):
-        kappa = KAPPAS[place % len(KAPPAS)]
-        log_p = log_fall if place < len(KAPPAS) else log_rise
-        grown.append(min(_EVIDENCE_MAX, (before + 1) * math.exp(math.log(kappa) + (kappa - 1) * log_p)))
+    grown = [
+        (before + 1) * math.exp(log_kappa + less * log_p)
+        for before, log_kappa, less, log_p in zip(
+            evidence, _LOG_KAPPAS, _LESS, (*(log_fall,) * len(KAPPAS), *(log_rise,) * len(KAPPAS)), strict=True
+        )
+    ]
+    if max(grown) > _EVIDENCE_MAX:
+        grown = [min(_EVIDENCE_MAX, one) for one in grown]
     return tuple(grown)

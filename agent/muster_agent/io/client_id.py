@@ -25,7 +25,12 @@ def client_id(data_dir: Path, fleet: FleetId, device: DeviceId) -> str:
 
     A disk that cannot keep it costs the next start its name, nothing else. NATS takes no dots, and there are none.
     """
-    return f"muster-{fleet}-{device}-{_word(data_dir / FILE)}"
+    return client_id_of(fleet, device, _word(data_dir / FILE))
+
+
+def client_id_of(fleet: FleetId, device: DeviceId, word: str) -> str:
+    """Return it with its end: `BYTES` random ones, as hex."""
+    return f"muster-{fleet}-{device}-{word}"
 
 
 def _word(path: Path) -> str:

@@ -18,27 +18,13 @@ import structlog
 
 from muster_agent.core.state import DeviceState
 from muster_agent.errors import JournalFailed
+from muster_agent.io import sqlite_file
 from muster_shared.ids import EventId
 from muster_shared.messages import Event, EventBody
 
 OUTBOX_EVENTS_MAX = 10_000  # A few hundred bytes each: some megabytes after months without a broker.
-LOCK_TIMEOUT_S = 10.0
 _PAGE_CACHE_KIB = 512
-_WAL_BYTES_MAX = 1024 * 1024
 _RANK = {"step": 0, "fault": 1, "refused": 1, "outcome": 2}
-_NOT_DAMAGE = frozenset(
-    {
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_PERM,
-        sqlite3.SQLITE_READONLY,
-    }
-)
-"""The file system refuses; the journal itself may be fine."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS state (id INTEGER PRIMARY KEY CHECK (id = 1), body BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS outbox (
@@ -69,13 +55,13 @@ class SqliteJournal:
         self._path = path
         self._outbox_events_max = outbox_events_max
         try:
-            self._database = _open(path)
+            self._database = sqlite_file.open_file(path, _SCHEMA, cache_kib=_PAGE_CACHE_KIB)
             self._state = self._read()
         except (sqlite3.DatabaseError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_DAMAGE:
+            if sqlite_file.may_be_whole(error):
                 raise JournalFailed(f"{path} cannot be opened: {error}") from error
             self._set_aside(error)
-            self._database = _open(path)
+            self._database = sqlite_file.open_file(path, _SCHEMA, cache_kib=_PAGE_CACHE_KIB)
             self._state = None
 
     def load(self) -> DeviceState | None:
@@ -109,15 +95,8 @@ class SqliteJournal:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with _failing("written"):
-            self._database.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._database
-                self._database.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):  # A full disk may have rolled it back already.
-                    self._database.execute("ROLLBACK")
-                raise
+        with _failing("written"), sqlite_file.transaction(self._database):
+            yield self._database
 
     def _drop(self, database: sqlite3.Connection) -> int:
         (count,) = database.execute("SELECT count(*) FROM outbox").fetchone()
@@ -129,9 +108,7 @@ class SqliteJournal:
         ).rowcount
 
     def _read(self) -> DeviceState | None:
-        (verdict,) = self._database.execute("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            raise sqlite3.DatabaseError(verdict)
+        sqlite_file.check(self._database)
         row = self._database.execute("SELECT body FROM state").fetchone()
         state = None if row is None else _state_decoder.decode(row[0])
         for seq, body in self._database.execute("SELECT seq, body FROM outbox").fetchall():
@@ -148,22 +125,8 @@ class SqliteJournal:
     def _set_aside(self, error: Exception) -> None:
         with suppress(AttributeError):
             self.close()
-        aside = self._path.with_name(f"{self._path.name}.damaged")
+        aside = sqlite_file.set_aside(self._path)
         log.error("journal_damaged", path=str(self._path), kept_as=str(aside), error=str(error))
-        for suffix in ("-wal", "-shm"):
-            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
-        self._path.replace(aside)
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    # Autocommit: transactions are written out. Made in `main`, used by the conductor's thread alone.
-    database = sqlite3.connect(path, timeout=LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-    database.execute("PRAGMA journal_mode=WAL")
-    database.execute("PRAGMA synchronous=FULL")
-    database.execute(f"PRAGMA journal_size_limit={_WAL_BYTES_MAX}")
-    database.execute(f"PRAGMA cache_size=-{_PAGE_CACHE_KIB}")
-    database.executescript(_SCHEMA)
-    return database
 
 
 @contextmanager

@@ -6,7 +6,7 @@ The first output is class scores if it is numeric [rows, classes] with two class
 import numpy as np
 import numpy.typing as npt
 
-from muster_shared.metrics import CLASSES_MAX
+from muster_shared.metrics import CLASSES_MAX, CONFIDENCE_BINS
 
 _ROUNDING = 1e-3  # Softmax in float16 adds up to a little more than 1.
 
@@ -34,3 +34,8 @@ def classes_and_confidence(
         with np.errstate(invalid="ignore", over="ignore"):
             confidence[raw] = 1 / np.exp(scores[raw] - highest[raw, None]).sum(axis=1)
     return np.minimum(classes, CLASSES_MAX - 1), confidence
+
+
+def confidence_bins(confidence: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """Return the bin of each confidence, 0..1: CONFIDENCE_BINS equal ones, of which the last has 1 too."""
+    return np.minimum((confidence * CONFIDENCE_BINS).astype(np.int64), CONFIDENCE_BINS - 1)

@@ -12,12 +12,11 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from muster_agent.core import drift as d
 from muster_agent.core import skew as s
 from muster_agent.metrics.port import DriftState
-from muster_agent.metrics.reference import Counts, Floats, Reference
+from muster_agent.metrics.reference import Counts, Floats, Reference, binned
 
 STATE_BYTES_MAX = 256 * 1024
 _CHANGES_MAX = 16
@@ -79,6 +78,8 @@ class Detectors:
         if self._ranks is None:
             return
         self._drift, turn = d.observe(self._ranks, self._drift, mean_confidence, self._chance())
+        if turn is None:
+            return
         now = f"the last window's mean is {mean_confidence:.3f}, the reference's median {self._ranks.median:.3f}"
         match turn:
             case d.Turn.FELL:
@@ -87,8 +88,6 @@ class Detectors:
                 self._changed(f"confidence rose: {now}")
             case d.Turn.RETURNED:
                 self._changed(f"confidence is as it was: {now}")
-            case None:
-                pass
 
     def classes(self, counts: Mapping[int, int] | Counts) -> None:
         """Add inferences by class: index -> count, or int64 [classes]. Of a class that the reference lacks: none."""
@@ -107,8 +106,8 @@ class Detectors:
         """Add rows of an input by what `reference.statistics` says of them, float64 [n]; NaN is passed over."""
         one = None if self._reference is None else self._reference.inputs.get(name)
         if one is not None:
-            self._hour[_mean_of(name)] += _binned(row_means, one.mean_edges)
-            self._hour[_std_of(name)] += _binned(row_stds, one.std_edges)
+            self._hour[_mean_of(name)] += binned(row_means[np.isfinite(row_means)], one.mean_edges)
+            self._hour[_std_of(name)] += binned(row_stds[np.isfinite(row_stds)], one.std_edges)
 
     def hour_over(self) -> None:
         """Say that an hour is over: what was added since the last one is held against the reference."""
@@ -182,11 +181,6 @@ def _mean_of(name: str) -> str:
 
 def _std_of(name: str) -> str:
     return f"input.{name}.std"
-
-
-def _binned(values: Floats, edges: Floats) -> npt.NDArray[np.int64]:
-    known = values[np.isfinite(values)]
-    return np.bincount(np.searchsorted(edges, known, side="right"), minlength=len(edges) + 1)
 
 
 def _listed(hour: Mapping[str, Counts]) -> dict[str, tuple[int, ...]]:

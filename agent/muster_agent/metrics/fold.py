@@ -3,11 +3,12 @@
     serving loop ── ran: a reference to the answer ──▶ waiting ── fold: FOLD_ROWS at once ──▶ counts ── take ──▶ Tally
                      └── of every 64th row its input ──▶ `samples` ──┘ └── mean confidence of WINDOW rows ──▶ Observer
 
-A single inference costs an append; the rest is done some hundred at a time. Of a second with more than ROWS_A_LOOK
-inferences these are counted and stand for the others: a busy device pays a millisecond for each release, however busy
-it is. What is counted anyway, for the twin and for probation (`serving.stats`), is counted in full, and not twice: a
-tally takes its difference. What waits is WAITING_BYTES of answers at most and one batch, and as much of inputs
-(`samples`). It reads no clock and judges nothing.
+A single inference costs an append; the rest is done some hundred at a time. Of what comes between two looks the first
+ROWS_A_LOOK are counted and stand for the others: when somebody looks does not depend on what is answered, and who is
+asked little is looked at before so many have come. What is counted anyway, for the twin and for probation
+(`serving.stats`), is counted in full, and not twice: a tally takes its difference. What waits is WAITING_BYTES of
+answers at most and one batch, until the next look, and as much of inputs (`samples`), for a minute. It reads no clock
+and judges nothing.
 """
 
 import math
@@ -36,10 +37,12 @@ from muster_shared.metrics import (
     Kind,
 )
 
-FOLD_ROWS: Final = 1024
-"""So many answers at once: 0.3 ms of the serving loop."""
-ROWS_A_LOOK: Final = 1024
-"""After so many the meter stops listening until the next look, a second later."""
+ROWS_A_LOOK: Final = 2 * WINDOW
+"""After so many the meter stops listening until the next look. Whole windows: few are of what came before and after."""
+FOLD_ROWS: Final = ROWS_A_LOOK
+"""So many answers at once: 0.2 ms of the serving loop."""
+INPUTS_S: Final = 60.0
+"""So long a sampled input is in memory, about: as long as a tally takes to come."""
 FOLD_ROWS_UNKNOWN: Final = 16
 """Of answers whose size is not known before they come."""
 WAITING_BYTES: Final = 1024 * 1024
@@ -102,12 +105,12 @@ class Meter:
         self._sampler = sampler
         self._taken = stats.snapshot()
         self._rows_before = stats.rows
+        self._rows_paced = 0
+        self._inputs_s = 0.0  # That the oldest sampled input may have waited.
         self._labelled = dict(stats.by_label)
-        self._classes = np.zeros(release.classes)
-        self._confidence = np.zeros(CONFIDENCE_BINS)
-        # Since the last look, before they are weighted.
-        self._classes_now = np.zeros(release.classes, np.int64)
-        self._confidence_now = np.zeros(CONFIDENCE_BINS + 1, np.int64)
+        # Inferences by class, then by confidence. A confidence of 1 has a bin of its own until a tally is taken.
+        self._counts = np.zeros(release.classes + CONFIDENCE_BINS + 1)
+        self._counts_now = np.zeros(len(self._counts), np.int64)  # Since the last look, before they are weighted.
         self._heard = 0
         self._place: Listened | None = None
         self._sampled = np.zeros(len(INPUTS), np.int64)
@@ -117,8 +120,10 @@ class Meter:
         self._fold_rows = max(1, min(FOLD_ROWS, WAITING_BYTES // (4 * max(width, 1))))
         if release.classes and not width:
             self._fold_rows = FOLD_ROWS_UNKNOWN
-        self._stride = min(SAMPLED_EVERY, self._fold_rows) if sampler.is_of_use else _NEVER
-        self._turn_at = self._next_turn(0)
+        self._stride = SAMPLED_EVERY if sampler.is_of_use else _NEVER
+        # At so many waiting rows the next input is sampled, and at so many anything is due.
+        self._sample_at = self._stride
+        self._turn_at = min(self._sample_at, self._fold_rows)
         self._begun: npt.NDArray[np.float32] = np.zeros(0, np.float32)  # Confidence of the window that is not full yet.
 
     def listen(self, place: Listened) -> None:
@@ -141,7 +146,7 @@ class Meter:
         """Take the calls of one batch that have ended. Of what failed nothing is kept."""
         call = calls[0]
         batch = call.batch
-        if len(calls) != 1 or call.rows != 1 or batch is None:
+        if batch is None or call.rows != 1 or len(calls) != 1:
             self._ran_together(calls)
             return
         waiting = self._waiting
@@ -157,25 +162,44 @@ class Meter:
             if answered is not None:
                 self._turn(answered)
 
-    def look(self) -> None:
-        """Fold what waits, weigh it, and sample the input of whatever comes next. Once a second."""
+    def look(self, *, inputs: bool = True) -> None:
+        """Fold what waits, weigh it, and sample the input of whatever comes next.
+
+        Args:
+            inputs: False: the sampled inputs wait on, until there are many of them, or `pace` finds them old.
+        """
         self.fold()
-        self._fold_sample()
+        if inputs:
+            self._fold_sample()
         rows = self._stats.rows
         seen, self._rows_before = rows - self._rows_before, rows
+        self._rows_paced += seen
         if self._heard:
             weight = max(1.0, seen / self._heard) if self._heard >= ROWS_A_LOOK else 1.0
-            self._confidence_now[-2] += self._confidence_now[-1]  # The last bin has 1 too.
-            self._classes += weight * self._classes_now
-            self._confidence += weight * self._confidence_now[:-1]
+            self._counts += self._counts_now if weight == 1.0 else weight * self._counts_now
             if self.observer is not None and self.release.classes:
-                self.observer.classes(self._classes_now.copy())
-            self._classes_now[:] = self._confidence_now[:] = 0
+                self.observer.classes(self._counts_now[: self.release.classes].copy())
+            self._counts_now[:] = 0
             self._heard = 0
         if self._place is not None and self._place.counted is None:
             self._place.counted = self.listener
         if self._stride != _NEVER:
-            self._turn_at = 1
+            self._sample_at = self._turn_at = 1
+
+    def pace(self, seconds: float) -> float:
+        """Return inferences a second since the last call, counted here or not. About one a second has its input sampled
+        from now on, and one of SAMPLED_EVERY at least; inputs that would be older than INPUTS_S at the next are folded.
+
+        Args:
+            seconds: Since the last call, > 0.
+        """
+        rate, self._rows_paced = self._rows_paced / seconds, 0
+        self._inputs_s += seconds
+        if self._inputs_s + seconds > INPUTS_S:
+            self._fold_sample()
+        if self._stride != _NEVER:
+            self._stride = max(1, min(SAMPLED_EVERY, int(rate)))
+        return rate
 
     def goes_on(self, stats: WindowStats) -> None:
         """Count by `stats` from now on: the release is loaded again. What it says already is not counted."""
@@ -188,28 +212,35 @@ class Meter:
         self.look()
         at = self._stats.snapshot()
         since, self._taken = at.since(self._taken), at
+        self._counts[-2] += self._counts[-1]
+        whole = np.rint(self._counts).astype(np.int64)
         counts = {
-            Kind.CLASSES: _sparse(np.rint(self._classes).astype(np.int64)),
-            Kind.CONFIDENCE: _sparse(np.rint(self._confidence).astype(np.int64)),
+            Kind.CLASSES: _sparse(whole[: self.release.classes]),
+            Kind.CONFIDENCE: _sparse(whole[self.release.classes : -1]),
             Kind.LATENCY: latency_counts(since),
             Kind.INPUTS: input_counts(since, self._sampled),
             Kind.FEEDBACK: self._feedback(),
         }
-        self._classes[:] = self._confidence[:] = self._sampled[:] = 0
+        self._counts[:] = self._sampled[:] = 0
         return Tally(self.release, since.rows, {kind: found for kind, found in counts.items() if found}, self.drift)
 
     def fold(self) -> None:
         """Count the answers that wait."""
         rows = len(self._waiting) + self._more_rows
+        if not rows:
+            return
         waiting, self._waiting, self._more_rows = self._waiting, [], 0
         if waiting:
             self._count(self._joined(waiting, rows))
         self._heard += rows
         if self._heard >= ROWS_A_LOOK and self._place is not None:
             self._place.counted = None
-        self._turn_at = self._next_turn(0)
+        if self._stride != _NEVER:
+            self._sample_at = max(1, self._sample_at - rows)
+        self._turn_at = min(self._sample_at, self._fold_rows)
 
     def _fold_sample(self) -> None:
+        self._inputs_s = 0.0
         seen = self._sampler.fold()
         if seen is not None:
             self._sampled += seen.places
@@ -231,19 +262,16 @@ class Meter:
 
     def _turn(self, call: Call) -> None:
         """Do what is due now: a sample of the inputs, a fold, or both."""
-        if self._stride != _NEVER:
+        held = len(self._waiting) + self._more_rows
+        if held >= self._sample_at:
+            self._sample_at = held + self._stride
             self._sampler.take(call)
             if self._sampler.is_full:
                 self._fold_sample()
-        held = len(self._waiting) + self._more_rows
         if held >= self._fold_rows:
             self.fold()
         else:
-            self._turn_at = self._next_turn(held)
-
-    def _next_turn(self, held: int) -> int:
-        """Return at how many waiting rows something is due. Between, what waits grows without being looked at."""
-        return min(held + self._stride, self._fold_rows)
+            self._turn_at = min(self._sample_at, self._fold_rows)
 
     def _joined(self, waiting: list[Array], rows: int) -> Array:
         """Return class scores [rows, width] of all that waits. What has another width than the first is left out."""
@@ -270,14 +298,14 @@ class Meter:
         number = self.release.classes
         if scores.shape[1] > number:
             classes = np.minimum(classes, number - 1)
-        self._classes_now += np.bincount(classes, minlength=number)
+        self._counts_now[:number] += np.bincount(classes, minlength=number)
         bins = (confidence * CONFIDENCE_BINS).astype(np.int64)
-        self._confidence_now += np.bincount(bins, minlength=CONFIDENCE_BINS + 1)
+        self._counts_now[number:] += np.bincount(bins, minlength=CONFIDENCE_BINS + 1)
         if self.observer is not None:
             rows = np.concatenate([self._begun, confidence])
             full = len(rows) - len(rows) % WINDOW
             self._begun = rows[full:]
-            for total in np.add.reduce(rows[:full].reshape(-1, WINDOW), axis=1).tolist():
+            for total in np.add.reduce(rows[:full].reshape(-1, WINDOW), axis=1).tolist() if full else ():
                 self.observer.window(total / WINDOW)
 
     def _feedback(self) -> dict[int, int]:

@@ -18,28 +18,14 @@ import msgspec
 import structlog
 
 from muster_agent.errors import JournalFailed
+from muster_agent.io import sqlite_file
 from muster_agent.metrics.book import Book, Key, Part, Running, Totals
 from muster_agent.metrics.windows import Place
 from muster_shared.ids import Sha256
 
 FILE = "metrics.sqlite"
 BYTES_MAX = 64 * 1024 * 1024
-LOCK_TIMEOUT_S = 10.0
-_WAL_BYTES_MAX = 1024 * 1024
-_PAGE_BYTES = 4096
 _PAGE_CACHE_KIB = 256
-_NOT_DAMAGE = frozenset(
-    {
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_PERM,
-        sqlite3.SQLITE_READONLY,
-    }
-)
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS part (
@@ -81,7 +67,7 @@ class MetricsJournal:
             book = _read(database, place)
             self._detectors = dict(database.execute("SELECT bundle, state FROM detector"))
         except (sqlite3.DatabaseError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_DAMAGE:
+            if sqlite_file.may_be_whole(error):
                 self.close()
                 raise JournalFailed(f"{self._path} cannot be opened: {error}; is the disk full?") from error
             self._set_aside(error)
@@ -110,15 +96,9 @@ class MetricsJournal:
         """Keep what detectors remember, in place of what was kept before; another time, if the disk is full."""
         with self._lock, suppress(sqlite3.Error):
             database = self._open()
-            database.execute("BEGIN IMMEDIATE")
-            try:
+            with sqlite_file.transaction(database):
                 database.execute("DELETE FROM detector")
                 database.executemany("INSERT INTO detector VALUES (?, ?)", list(states.items()))
-                database.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    database.execute("ROLLBACK")
-                raise
 
     def close(self) -> None:
         with self._lock:
@@ -136,18 +116,12 @@ class MetricsJournal:
         facts = [("running", msgspec.json.encode(book.running)), ("totals", msgspec.json.encode(book.totals))]
         try:
             database = self._open()
-            database.execute("BEGIN IMMEDIATE")
-            try:
+            with sqlite_file.transaction(database):
                 database.executemany("INSERT OR REPLACE INTO fact VALUES (?, ?)", facts)
                 database.executemany("DELETE FROM part WHERE period_s = ? AND start = ? AND release = ?", gone)
                 database.executemany("INSERT OR REPLACE INTO part VALUES (?, ?, ?, ?)", there)
                 database.executemany("DELETE FROM taken WHERE start = ? AND period_s = ?", self._taken - book.taken)
                 database.executemany("INSERT OR IGNORE INTO taken VALUES (?, ?)", book.taken - self._taken)
-                database.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):  # A full disk may have rolled it back already.
-                    database.execute("ROLLBACK")
-                raise
         except sqlite3.Error as error:
             raise JournalFailed(f"{self._path} cannot be written: {error}; is the disk full?") from error
         self._taken = set(book.taken)
@@ -155,37 +129,21 @@ class MetricsJournal:
 
     def _open(self) -> sqlite3.Connection:
         if self._database is None:
-            # Autocommit: transactions are written out. Whichever worker has its turn uses it, one at a time.
-            database = sqlite3.connect(
-                self._path, timeout=LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False
+            self._database = sqlite_file.open_file(
+                self._path, _SCHEMA, cache_kib=_PAGE_CACHE_KIB, bytes_max=self._bytes_max
             )
-            try:
-                database.execute(f"PRAGMA page_size={_PAGE_BYTES}")
-                database.execute("PRAGMA journal_mode=WAL")
-                database.execute("PRAGMA synchronous=FULL")
-                database.execute(f"PRAGMA journal_size_limit={_WAL_BYTES_MAX}")
-                database.execute(f"PRAGMA cache_size=-{_PAGE_CACHE_KIB}")
-                database.execute(f"PRAGMA max_page_count={self._bytes_max // _PAGE_BYTES}")
-                database.executescript(_SCHEMA)
-            except BaseException:
-                database.close()
-                raise
-            self._database = database
         return self._database
 
     def _set_aside(self, error: Exception) -> None:
         self.close()
-        aside = self._path.with_name(f"{self._path.name}.damaged")
+        aside = sqlite_file.set_aside(self._path)
         log.error("metrics_journal_damaged", path=str(self._path), kept_as=str(aside), error=str(error))
-        for suffix in ("-wal", "-shm"):
-            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
-        self._path.replace(aside)
 
 
 def read(path: Path, place: Place) -> Book:
     """Return the book in `path` without changing it, for people while no agent runs. Raises JournalFailed."""
     try:
-        database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=LOCK_TIMEOUT_S)
+        database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=sqlite_file.LOCK_TIMEOUT_S)
         try:
             return _read(database, place)
         finally:
@@ -195,9 +153,7 @@ def read(path: Path, place: Place) -> Book:
 
 
 def _read(database: sqlite3.Connection, place: Place) -> Book:
-    (verdict,) = database.execute("PRAGMA quick_check(1)").fetchone()
-    if verdict != "ok":
-        raise sqlite3.DatabaseError(verdict)
+    sqlite_file.check(database)
     facts: dict[str, bytes] = dict(database.execute("SELECT name, body FROM fact"))
     return Book(
         place,

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -142,7 +141,7 @@ class OutlierRing:
             sealed = _SUITE.encrypt(msgspec.msgpack.encode(entry), self._public, _INFO)
             self._folder.mkdir(mode=0o700, exist_ok=True)
             if self._number is None:
-                self._number = max((_number(path) for path in entries(self._folder)), default=0)
+                self._number = max((int(path.stem) for path in entries(self._folder)), default=0)
             self._make_room(len(sealed))
             self._number += 1
             path = self._folder / f"{self._number:08d}{_SUFFIX}"
@@ -186,9 +185,3 @@ def open_entry(raw: bytes, private: X25519PrivateKey) -> Outlier:
         raise OutlierUnreadable("it does not open with this key") from error
     except UNDECODABLE as error:
         raise OutlierUnreadable("it is no outlier") from error
-
-
-def _number(path: Path) -> int:
-    with suppress(ValueError):
-        return int(path.stem)
-    return 0

@@ -59,10 +59,15 @@ def statistics(rows: _Array) -> tuple[Floats, Floats]:
     if flat.dtype != np.float32:  # Others lose their exactness here, and none its order of magnitude.
         flat = flat.astype(np.float32 if flat.dtype.itemsize <= 2 else np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
-        means = flat.mean(axis=1)
+        means = np.add.reduce(flat, axis=1) / max(1, flat.shape[1])  # As `mean` does it, with less around it.
         centred = flat - means[:, None]
         stds = np.sqrt(np.einsum("ij,ij->i", centred, centred) / max(1, flat.shape[1]))
     return means.astype(np.float64), stds.astype(np.float64)
+
+
+def binned(values: Floats, edges: Floats) -> Counts:
+    """Return how many of `values` are in each bin, [edges + 1]; bin i is edges[i - 1] <= value < edges[i]."""
+    return np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from muster_agent.metrics.confidence import classes_and_confidence, has_classes
+from muster_agent.metrics.confidence import classes_and_confidence, confidence_bins, has_classes
 from muster_agent.metrics.reference import (
     FORMAT,
     RESOLUTION,
@@ -25,6 +25,7 @@ from muster_agent.metrics.reference import (
     Counts,
     Floats,
     Reference,
+    binned,
     statistics,
 )
 from muster_shared.errors import BundleError
@@ -122,11 +123,6 @@ def build(observed: Observed, *, windows: int = WINDOWS, seed: int = 0) -> bytes
     return raw
 
 
-def confidence_bins(confidence: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-    """Return the bin of each confidence, 0..1: CONFIDENCE_BINS equal ones, of which the last has 1 too."""
-    return np.minimum((confidence * CONFIDENCE_BINS).astype(np.int64), CONFIDENCE_BINS - 1)
-
-
 def _rows(inputs: Mapping[str, Array]) -> int:
     counts = {len(array) if array.ndim else 0 for array in inputs.values()}
     if len(counts) != 1:
@@ -181,7 +177,7 @@ def _input(name: str, rows: Array) -> dict[str, Counts | Floats]:
     for key, values in (("mean", means), ("std", stds)):
         edges = _edges(values, resolution)
         found[f"{key}_edges"] = edges
-        found[f"{key}_counts"] = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
+        found[f"{key}_counts"] = binned(values, edges)
     found["tails"] = np.concatenate([np.quantile(values, (TAIL, 1 - TAIL)) for values in (means, stds)])
     return found
 

@@ -23,7 +23,7 @@ from muster_shared.ids import ModelName
 from muster_shared.metrics import INPUTS
 
 SAMPLED_EVERY: Final = 64
-"""Rows: of these one is looked at, and the first of each second besides."""
+"""Rows: of these one is looked at, or more where fewer come in a second, and the first after each look besides."""
 SAMPLED_ROWS: Final = 16
 """Of one call."""
 ELEMENTS_MAX: Final = 65_536
@@ -140,10 +140,13 @@ class Sampler:
         told: list[tuple[str, Floats, Floats]] = []
         for one, raw, width in zip(self._watched, columns, widths, strict=True):
             means, stds = statistics(np.frombuffer(raw, one.dtype).reshape(-1, width))
-            here = np.where(np.isfinite(means), 0, NOT_FINITE)
             if one.reference is not None:
                 told.append((one.name, means, stds))
-                here = np.maximum(here, _against(one.reference, means, stds))
+                here = _against(one.reference, means, stds)
+                if here.any():  # What is no number lies within no tails.
+                    here[~np.isfinite(means)] = NOT_FINITE
+            else:
+                here = np.where(np.isfinite(means), 0, NOT_FINITE)
             odd = here if odd is None else np.maximum(odd, here)
         assert odd is not None, "nothing is sampled where nothing is watched"
         return odd, told
@@ -175,8 +178,9 @@ def _against(reference: InputReference, means: Floats, stds: Floats) -> npt.NDAr
     """Return 0, OUT_OF_RANGE (beyond where all but 0.2 % of the reference's rows end, on any side) or OUTLIER."""
     mean_low, mean_high, std_low, std_high = reference.tails.tolist()
     within: Bools = (means >= mean_low) & (means <= mean_high) & (stds >= std_low) & (stds <= std_high)
-    beyond = reference.outlying(means, stds)
-    return np.where(beyond, OUTLIER, np.where(within, 0, OUT_OF_RANGE))
+    if within.all():
+        return np.zeros(len(means), np.int64)
+    return np.where(reference.outlying(means, stds), OUTLIER, np.where(within, 0, OUT_OF_RANGE))
 
 
 def _thin(one: _Watched, call: Call, has_rows: bool) -> tuple[int, bytes]:

@@ -8,6 +8,7 @@ from typing import Final
 from muster_controller.acting import acting
 from muster_controller.alerts.errors import ReceiverInvalid, TellingFailed
 from muster_controller.alerts.mail import Mails
+from muster_controller.alerts.mqtt import Login, check_target
 from muster_controller.alerts.smtp import check_address
 from muster_controller.alerts.telling import Teller
 from muster_controller.alerts.webhook import check_url, new_secret
@@ -95,17 +96,32 @@ class AlertDesk:
         return [Standing(each, queues.get(each.name, Queue())) for each in self._receivers.receivers()]
 
     def add_receiver(
-        self, name: str, kind: Kind, address: str, severities: Iterable[Severity] = (), *, reviews: bool = False
+        self,
+        name: str,
+        kind: Kind,
+        address: str,
+        severities: Iterable[Severity] = (),
+        *,
+        reviews: bool = False,
+        login: Login | None = None,
     ) -> Receiver:
-        """Add one, and return it with its secret, which is told this once.
+        """Add one, and return it; the secret of a webhook is told this once.
 
+        Args:
+            login: at the broker of an MQTT receiver.
         Raises:
             ReceiverInvalid, WireError: an address or a name that cannot be used.
             Conflict: there is one of this name.
         """
+        secret = ""
+        if login is not None and login != Login() and kind is not Kind.MQTT:
+            raise ReceiverInvalid("a password, roots and a client certificate are for MQTT receivers alone")
         match kind:
             case Kind.WEBHOOK:
                 check_url(address)
+                secret = new_secret()
+            case Kind.MQTT:
+                secret = check_target(address, login or Login())
             case Kind.EMAIL:
                 check_address(address)
                 if not self._mails.is_configured:
@@ -116,7 +132,7 @@ class AlertDesk:
             address=address,
             severities=tuple(sorted(set(severities), key=lambda each: each.rank)),
             reviews=reviews,
-            secret=new_secret() if kind is Kind.WEBHOOK else "",
+            secret=secret,
             created_at=self._clock(),
             created_by=acting().actor,
         )

@@ -10,6 +10,7 @@ from muster_controller.alerts.desk import AlertDesk
 from muster_controller.alerts.engine import Engine, Stores
 from muster_controller.alerts.looking import Looking, Sources
 from muster_controller.alerts.mail import Mails
+from muster_controller.alerts.mqtt import Publisher
 from muster_controller.alerts.smtp import SmtpConfig
 from muster_controller.alerts.telling import Teller
 from muster_controller.alerts.webhook import Webhooks
@@ -48,7 +49,9 @@ def open_alerts(around: Around) -> tuple[AlertDesk, Engine]:
     side, clock = around.side, around.clock
     alerts, objectives = AlertStore(side, clock), ObjectiveStore(side, clock)
     receivers, mails = ReceiverStore(side, clock), Mails(around.smtp)
-    teller = Teller(receivers, {Kind.WEBHOOK: Webhooks(), Kind.EMAIL: mails}, clock, random.Random())
+    teller = Teller(
+        receivers, {Kind.WEBHOOK: Webhooks(), Kind.EMAIL: mails, Kind.MQTT: Publisher()}, clock, random.Random()
+    )
 
     def looking() -> Looking:
         content = sources.Content(around.metrics, around.releases, clock)

@@ -17,6 +17,7 @@ from muster_controller.core.metrics.slices import Labelled, slices
 from muster_controller.core.metrics.sums import MixedSum
 from muster_controller.db.metrics_store import MetricsStore
 from muster_controller.identity.ca import CertificateInfo
+from muster_controller.identity.enrolment import IdentityState
 from muster_controller.identity.mixers import Mixer
 from muster_controller.registry.errors import RegistryError
 from muster_controller.releases import Releases
@@ -164,14 +165,17 @@ class Mixing:
 
 
 def certificates(own: Sequence[CertificateInfo], mixers: Sequence[Mixer], page: Path | None) -> list[Expiring]:
-    """Return every certificate that this controller answers for; devices' renew themselves and are seen as offline."""
+    """Return every certificate that this controller answers for, by who has it.
+
+    Devices' renew themselves, and are seen as offline otherwise; a mixer that was revoked is to get no other.
+    """
     found = [
         Expiring(f"ca-{each.role}", _named(each), each.expires_at, each.expires_at - each.issued_at) for each in own
     ]
     found += [
         Expiring("mixer", f"certificate of mixer {each.mixer}", each.expires_at, 7 * DAY_S)
         for each in mixers
-        if each.expires_at is not None
+        if each.expires_at is not None and each.identity.state is not IdentityState.REVOKED
     ]
     read = None if page is None else _read("certificate of the page", page)
     return found if read is None else [*found, read]

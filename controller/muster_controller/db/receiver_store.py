@@ -35,6 +35,7 @@ _body: msgspec.json.Decoder[Body] = msgspec.json.Decoder(Body)
 class Kind(StrEnum):
     WEBHOOK = "webhook"
     EMAIL = "email"
+    MQTT = "mqtt"
 
 
 class NoticeState(StrEnum):
@@ -50,7 +51,7 @@ class Receiver:
     Attributes:
         address: A URL, or a mail address. A URL may be a secret in itself.
         severities: Empty: all.
-        secret: Of a webhook's signature; empty of others.
+        secret: Of a webhook's signature; how a broker is convinced; empty of others.
     """
 
     name: str

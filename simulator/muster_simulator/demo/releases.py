@@ -12,7 +12,7 @@ from pathlib import Path
 from muster_shared.bundle import digest
 from muster_shared.errors import MusterError
 from muster_shared.ids import ModelName
-from muster_simulator.load.truth import Answered, Truth, write_truth
+from muster_simulator.load.truth import Truth, write_truth
 from muster_simulator.workloads import catalogue, inference
 from muster_simulator.workloads.spec import ReleaseSpec, write_release
 
@@ -28,8 +28,7 @@ def build(model: ModelName, out: Path, truth: Path, cache: Path) -> None:
         folder = out / spec.model / spec.version
         write_release(spec, folder)
         bundle = digest((folder / "bundle.json").read_bytes())
-        answered = Answered(said.answered, said.truth, said.confidence, said.classes)
-        write_truth(truth, bundle, Truth(said.right, _latency_ms(spec), answered))
+        write_truth(truth, bundle, Truth(said.right, _latency_ms(spec), said))
         print(f"{spec.model} {spec.version} {spec.accuracy:.4f}", flush=True)
 
 

@@ -2,16 +2,18 @@
 
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import msgspec
 from rich.console import Console
 
 from muster_shared.errors import MusterError
+from muster_simulator.demo.desk import Desk
 from muster_simulator.demo.display import Display
 from muster_simulator.demo.hands import CONTROLLER
 from muster_simulator.demo.processes import Crew, end_leftovers
-from muster_simulator.demo.stage import Options, set_stage
+from muster_simulator.demo.stage import Options, Stage, set_stage
 from muster_simulator.demo.story import Story
 from muster_simulator.demo.summary import Summary, show
 
@@ -19,11 +21,19 @@ PIDS = "pids.json"
 SUMMARY = "summary.json"
 
 
-def run(options: Options, console: Console, *, once: bool, as_json: bool) -> Summary:
+def run(
+    options: Options,
+    console: Console,
+    *,
+    once: bool,
+    as_json: bool,
+    opening: Callable[[Stage, Desk], None] = lambda _stage, _desk: None,
+) -> Summary:
     """Tell the story and return how it ended; nothing runs any more afterwards.
 
     Args:
         once: Do not wait for Ctrl-C after a story that held.
+        opening: Called when the controller and its broker answer, and nobody else has come yet.
 
     Raises:
         FolderNotOurs, PortTaken: it cannot begin.
@@ -39,7 +49,7 @@ def run(options: Options, console: Console, *, once: bool, as_json: bool) -> Sum
     with ExitStack() as stack:
         # Devices say goodbye while the broker is still there.
         stack.callback(crew.stop, lambda name: name != CONTROLLER)
-        story = Story(stage, crew, display)
+        story = Story(stage, crew, display, opening)
         stack.callback(story.stop)
         failure: MusterError | None = None
         with display.running():

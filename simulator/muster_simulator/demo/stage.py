@@ -59,6 +59,8 @@ class Options:
     broker: BrokerKind
     cache: Path
     """Where fetched weights are kept between demos."""
+    controller: str = MUSTER
+    """What Python runs as the controller: tests hand in one whose broker lets somebody listen."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,9 @@ class Stage:
             "--seed": str(plan.SEED),
         }
         words = [word for option in options.items() for word in option]
-        return Program("controller", [sys.executable, "-c", MUSTER, "serve", *words], self.log("controller"))
+        return Program(
+            "controller", [sys.executable, "-c", self.options.controller, "serve", *words], self.log("controller")
+        )
 
     def mixer_program(self) -> Program:
         options = {

@@ -4,7 +4,7 @@ start ─▶ publish ─▶ first releases ─▶ 2.0.0 in waves ─▶ 3.0.0 ab
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -38,7 +38,8 @@ from muster_simulator.workloads import catalogue
 class Story:
     """One telling. `tell` it, then `summary`; `stop` in any case."""
 
-    def __init__(self, stage: Stage, crew: Crew, display: Display) -> None:
+    def __init__(self, stage: Stage, crew: Crew, display: Display, opening: Callable[[Stage, Desk], None]) -> None:
+        """`opening` is called when the controller and its broker answer, before anybody else comes."""
         self._stage = stage
         self._crew = crew
         self._display = display
@@ -51,6 +52,7 @@ class Story:
         self._broker = ""
         self._faults: list[FaultSummary] = []
         self._strangers = Strangers(stage, display, self._desk, self._hands)
+        self._opening = opening
 
     @property
     def devices(self) -> int:
@@ -137,6 +139,7 @@ class Story:
         self._display.say(f"log in to its page as admin, once: {self.link()}")
         self._display.say(f"or without: MUSTER_DATA={stage.controller} muster status, and `muster user link admin`")
 
+        self._opening(stage, self._desk)
         self._desk.admit(MixerFolder(stage.mixer))
         crew.start(stage.mixer_program())
         self._display.say(f"{plan.MIXER} was admitted; it alone can read what devices measure (key {mixer.key_id})")

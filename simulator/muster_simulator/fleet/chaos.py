@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from random import Random
 
+from muster_controller.core.rollout.state import Outcome
 from muster_shared.ids import DeviceId
 from muster_simulator.clock import Timeline
 from muster_simulator.fleet.broker import Broker
@@ -10,7 +11,7 @@ from muster_simulator.fleet.controllers import Hall
 from muster_simulator.fleet.device import FleetDevice, Ground
 from muster_simulator.fleet.people import People
 from muster_simulator.fleet.scale import DAY_S, FleetFaults, Scale
-from muster_simulator.fleet.shape import SITES, moved
+from muster_simulator.fleet.shape import SITES, is_named, moved
 from muster_simulator.history import History
 
 CALLS_MAX = 20_000
@@ -60,6 +61,7 @@ class Chaos:
         self._often(10.0 / days if faults.broker_restarts else 0.0, self._broker.snapshot)
         self._often(faults.partitions / days, self._partition)
         self._often(faults.regroupings / days, self._regroup)
+        self._often(faults.leavings / days, self._leave)
         self._often(faults.site_outages / days, self._darken)
         self._often(faults.controller_crashes / days, self._crash)
         self._often(faults.controller_clock_jumps / days, self._jump_controller)
@@ -125,6 +127,29 @@ class Chaos:
         for device in self._devices:
             if device.nature.labels.get("site") == site and self._random.random() < share:
                 device.relabel(moved(self._random, device.nature.labels))
+
+    def _leave(self) -> None:
+        """Some that wait in a rollout leave its group, where there is such a rollout; else later, when there may be."""
+        if self._is_over:
+            return
+        waiting = {
+            member.device: selector
+            for rollout in self._hall.ledger.rollouts(running=True)
+            if (selector := self._people.selectors.get(rollout.id, ""))
+            for member in rollout.members.values()
+            if not member.is_touched and member.outcome is Outcome.PENDING
+        }
+        if not waiting:
+            self._timeline.after(self._random.uniform(0.01, 0.05) * self._scale.chaos_s, self._leave)
+            return
+        share = self._random.uniform(0.05, 0.3)
+        for device in self._devices:
+            group = waiting.get(device.id)
+            if group is not None and self._random.random() < share:
+                labels = device.nature.labels
+                while is_named(group, labels):
+                    labels = moved(self._random, labels)
+                device.relabel(labels)
 
     def _restart_broker(self) -> None:
         if not self._broker.is_up:

@@ -113,8 +113,8 @@ def _judge_kindly(window: WindowReport, slo: Slo, requests_min: int) -> Judgemen
     return Judgement(Health.GOOD, "it will do")
 
 
-def _facts_of_the_living(device: Device, model: ModelName) -> DeviceFacts:
-    return replace(facts_of(device, model), online=True)
+def _facts_of_the_living(device: Device, model: ModelName, held: str = "") -> DeviceFacts:
+    return replace(facts_of(device, model, held), online=True)
 
 
 def _leave_groups_alone(self: Fleet, rollout: Rollout, device: Device) -> None:

@@ -63,6 +63,8 @@ class FleetFaults:
     partition_s_max: float = 8 * 3600.0
     regroupings: float = 0.0
     """Many devices move to other groups at once."""
+    leavings: float = 0.0
+    """Devices that wait for their wave leave the group that the rollout is for."""
     site_outages: float = 0.0
     """All devices of one site lose power."""
 
@@ -96,6 +98,7 @@ class FleetFaults:
             rots=0.003,
             moves=0.004,
             regroupings=4.0,
+            leavings=12.0,
             fetch_fails=0.003,
             dies=0.01,
             joins_late=0.08,

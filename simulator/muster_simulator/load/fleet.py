@@ -27,6 +27,7 @@ import structlog
 from muster_agent import __version__
 from muster_agent.conductor import Conductor, Identity
 from muster_agent.identity.folder import IdentityFolder
+from muster_agent.io.client_id import BYTES, client_id_of
 from muster_agent.io.wire import MqttWire
 from muster_shared.errors import WireError
 from muster_shared.ids import DeviceId, FleetId, ModelName
@@ -176,7 +177,7 @@ class LoadedFleet:
         link = Link(
             LinkConfig(
                 self._broker,
-                client_id=f"muster-{self._fleet}-{device}",
+                client_id=client_id_of(self._fleet, device, secrets.token_hex(BYTES)),  # Nothing of it outlives us.
                 clean_start=True,
                 session_expiry_s=SESSION_EXPIRY_S,
                 will=Will(build(self._fleet, _presence(device)), encode(gone), delay_s=WILL_DELAY_S),

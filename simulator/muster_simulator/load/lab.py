@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muster_agent.metrics import port as metrics
+from muster_agent.metrics.confidence import confidence_bins
 from muster_agent.ports import NOTHING, Did, Store
 from muster_shared.bundle import Manifest, Variant
 from muster_shared.ids import ModelName, Sha256
 from muster_shared.messages import Refusal, ReleaseRef, Tuning, WindowReport
-from muster_shared.metrics import CLASSES_MAX, CONFIDENCE_BINS, INPUTS, Kind, latency_place
+from muster_shared.metrics import CLASSES_MAX, INPUTS, Kind, latency_place
 from muster_shared.variants import files_of
 from muster_simulator.load.truth import Truth, Truths
 
@@ -88,7 +89,7 @@ class _Meter:
             return
         last = self._release.classes - 1
         answered = np.minimum(said.answered[indices], last)
-        bins = np.minimum((said.confidence[indices] * CONFIDENCE_BINS).astype(int), CONFIDENCE_BINS - 1)
+        bins = confidence_bins(said.confidence[indices])
         truths = said.truth[indices]
         known = truths >= 0
         marks = 2 * np.minimum(truths[known], last) + (said.right[indices][known])

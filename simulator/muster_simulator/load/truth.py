@@ -15,22 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muster_shared.ids import Sha256
-
-
-@dataclass(frozen=True, eq=False)
-class Answered:
-    """What a release said to each labelled input, all [labelled inputs]."""
-
-    answered: NDArray[np.int16]
-    truth: NDArray[np.int16]
-    """-1 where the release has no such class."""
-    confidence: NDArray[np.float32]
-    classes: int
-
-    @property
-    def right(self) -> NDArray[np.bool_]:
-        same: NDArray[np.bool_] = self.answered == self.truth
-        return same
+from muster_simulator.workloads.answers import Answers
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +24,7 @@ class Truth:
 
     right: NDArray[np.bool_]
     latency_ms: float
-    answered: Answered | None = None
+    answered: Answers | None = None
     """None: only who was right is known, and nothing can be measured of it but that."""
 
 
@@ -60,7 +45,7 @@ class Truths:
                 answered = None
                 if "answered" in arrays:
                     rows = arrays["answered"], arrays["truth"], arrays["confidence"]
-                    answered = Answered(*rows, int(arrays["classes"]))
+                    answered = Answers(*rows, int(arrays["classes"]))
                 self._known[bundle] = Truth(arrays["right"], float(arrays["latency_ms"]), answered)
         return self._known[bundle]
 

@@ -37,6 +37,11 @@ class _Table(Generic[K, V]):
             self.undo.append(lambda: self._take_out(key))
         self.rows[key] = value
 
+    def take(self, key: K) -> None:
+        if key in self.rows:
+            before = self.rows.pop(key)
+            self.undo.append(lambda: self.rows.__setitem__(key, before))
+
     def _take_out(self, key: K) -> None:
         del self.rows[key]
 
@@ -92,6 +97,11 @@ class MemoryLedger(Ledger):
     def save_device(self, device: Device) -> None:
         self._check()
         self._devices.put(device.id, device)
+
+    def forget(self, device: DeviceId) -> None:
+        self._check()
+        self._devices.take(device)
+        self._desired.take(device)
 
     def desired(self, device: DeviceId) -> Desired:
         return self._desired.rows.get(device) or Desired(device)

@@ -1,6 +1,5 @@
 """All reference workloads by name: their releases, their labelled inputs, and which inputs each release gets right."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ from numpy.typing import NDArray
 from muster_shared.errors import MusterError
 from muster_shared.ids import ModelName
 from muster_simulator.workloads import digits, inference, magika
+from muster_simulator.workloads.answers import Answers
 from muster_simulator.workloads.labelled import LabelledInputs
 from muster_simulator.workloads.spec import ReleaseSpec
 
@@ -48,24 +48,6 @@ def inputs(model: ModelName) -> LabelledInputs:
             return magika.inputs()
         case _:
             raise WorkloadUnknown(model)
-
-
-@dataclass(frozen=True, eq=False)
-class Answers:
-    """What a release says to each labelled input, by real inference."""
-
-    answered: NDArray[np.int16]
-    """[inputs], the class with the largest score."""
-    truth: NDArray[np.int16]
-    """[inputs], the right class; -1 where the release has none for it."""
-    confidence: NDArray[np.float32]
-    """[inputs], the largest score, 0..1."""
-    classes: int
-
-    @property
-    def right(self) -> NDArray[np.bool_]:
-        same: NDArray[np.bool_] = self.answered == self.truth
-        return same
 
 
 def answers(spec: ReleaseSpec, variant: str | None = None) -> Answers:
