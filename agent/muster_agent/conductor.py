@@ -123,12 +123,14 @@ class Conductor:
         consent: Consent | None = None,
         trials: Trials | None = None,
         lately: Lately | None = None,
+        called: Callable[[bytes], None] | None = None,
     ) -> None:
         """
         Args:
             consent: None: it is never put off, and its local time is UTC.
             trials: None: nothing can be tried beside what serves.
             lately: None: nobody knows how what serves did before.
+            called: Takes calls as they come, unverified, and does not wait; None: nobody answers them.
         """
         self.identity = identity
         self.counters = Counters()
@@ -140,6 +142,7 @@ class Conductor:
         self._host = host
         self._clock = clock
         self._random = random
+        self._called = called
         self._activating = Activating(self._advance, clock, consent, trials, lately)
         self._state = DeviceState(identity.fleet, identity.device)
         self._fetches: dict[Sha256, Fetch] = {}
@@ -212,6 +215,9 @@ class Conductor:
                         self._reconsider()
                 case DeviceTopic(device, Channel.ACK) if device == self.identity.device:
                     self._acknowledged(decode(payload, Ack))
+                case DeviceTopic(device, Channel.CALL) if device == self.identity.device:
+                    if self._called is not None:
+                        self._called(payload)
                 case ControllerTopic():
                     session = decode(payload, ControllerSession).session
                     if session != self._session:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from muster_agent.calls.config import CallsConfig
 from muster_agent.consent.config import ConsentConfig
 from muster_agent.consent.config import problem as consent_problem
 from muster_agent.consent.local_time import zone_of
@@ -135,6 +136,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     hardware: HardwareConfig = HardwareConfig()
     consent: ConsentConfig = ConsentConfig()
     metrics: MetricsConfig = MetricsConfig()
+    calls: CallsConfig = CallsConfig()
 
     @property
     def broker(self) -> BrokerAddress:

@@ -3,6 +3,7 @@
     main thread        HTTP for local applications (asyncio, uvloop), signals, the service manager
     conductor thread   every decision, the journal, the store (`inbox`)
     link thread        MQTT          lab thread   loading and proving releases      consent thread   the device's rules
+    calls thread       what the controller asks of it now (self-test, benchmark, log)
 
 What the device holds serves first: the broker is called afterwards (`_connect`), since what it brings is work. It exits
 on a signal and on a configuration that cannot work, never because of a message or a missing broker.
@@ -27,6 +28,9 @@ import structlog
 import uvloop
 
 from muster_agent import __version__, measuring
+from muster_agent.calls.checkup import Checkup
+from muster_agent.calls.desk import CallDesk
+from muster_agent.calls.ring import RING
 from muster_agent.conductor import Conductor, Identity
 from muster_agent.config import AgentConfig
 from muster_agent.consent.asking import DeviceConsent
@@ -57,7 +61,6 @@ from muster_agent.io.wire import MqttWire
 from muster_agent.lab import EngineLab
 from muster_agent.logs import configure_logs
 from muster_agent.metrics.hourly import Hourly
-from muster_agent.metrics.meters import LOOK_S as METERS_LOOK_S
 from muster_agent.metrics.meters import AllMeters
 from muster_agent.serving.admission import Admission, bearer
 from muster_agent.serving.app import App
@@ -127,9 +130,10 @@ async def _serve(config: AgentConfig, manager: ServiceManager) -> None:
         recall=measured.recall,
         keeper=ring,
     )
+    views = Views(disk)
     lab = EngineLab(
         store,
-        Views(disk),
+        views,
         table,
         thread.post,
         threads=config.threads or usable_cpus(),
@@ -200,6 +204,19 @@ async def _serve(config: AgentConfig, manager: ServiceManager) -> None:
     sender = measuring.sending(config, measured, link, trust.view, granted_at)
     if config.metrics.enabled:
         sender.open()
+    calls = CallDesk(
+        config.fleet,
+        config.device,
+        allow=config.calls.allow,
+        keys=lambda: None if (view := trust.view()) is None else view.keys,
+        opener=checks,
+        looks=Checkup(
+            lambda: {name: place.served for name, place in table.places().items()}, views.folder, config.data_dir
+        ),
+        ring=RING,
+        answer=lambda raw: wire.publish(DeviceTopic(config.device, Channel.ANSWER), raw, qos=1),
+        clock=time.time,
+    )
     hourly = Hourly(sender, meters, measured, speed=config.metrics.clock_speed)
     conductor = Conductor(
         _identity(config, hardware, boot, fronts.http.port, local),
@@ -214,11 +231,13 @@ async def _serve(config: AgentConfig, manager: ServiceManager) -> None:
         consent=consent,
         trials=trials,
         lately=recent,
+        called=calls.take,
     )
     lab.attach(conductor)
     consent.attach(conductor)
     trials.attach(conductor)
     thread.begin(conductor, link.ack)
+    calls.start()
     log.info(
         "agent_started",
         version=__version__,
@@ -255,6 +274,7 @@ async def _serve(config: AgentConfig, manager: ServiceManager) -> None:
     ended = await asyncio.to_thread(
         thread.end, lambda: wire.publish(farewell, encode(gone), qos=1, retain=True), STOP_TIMEOUT_S
     )
+    await asyncio.to_thread(calls.stop, STOP_TIMEOUT_S)
     await asyncio.to_thread(link.stop, STOP_TIMEOUT_S)
     await fronts.stop(STOP_TIMEOUT_S)
     if leaving is not None:
@@ -405,10 +425,11 @@ def _bytes(counters: LinkCounters) -> tuple[int, int]:
 
 
 async def _watch_meters(meters: AllMeters) -> None:
-    """Have what was counted folded, so that drift is seen at once."""
+    """Have what was counted folded, so that drift is seen soon."""
+    due_s = 0.0
     while True:
-        meters.look(time.process_time(), time.monotonic())
-        await asyncio.sleep(METERS_LOOK_S)
+        await asyncio.sleep(due_s)
+        due_s = meters.look(time.process_time(), time.monotonic())
 
 
 def _bootstrap_root(config: AgentConfig) -> bytes:

@@ -1,10 +1,15 @@
-"""Logs as JSON lines on stderr: an event name and fields. What libraries say through `logging` comes along."""
+"""Logs as JSON lines on stderr: an event name and fields. What libraries say through `logging` comes along.
+
+The last of them stay in memory (`calls.ring`), for whoever asks the device from afar.
+"""
 
 import logging
 import sys
 
 import msgspec
 import structlog
+
+from muster_agent.calls.ring import RING
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
@@ -34,4 +39,6 @@ def configure_logs(level: int) -> None:
 
 
 def _render(_logger: object, _method: str, event: structlog.typing.EventDict) -> bytes:
-    return _encode({"event": event.pop("event"), **event})
+    line = _encode({"event": event.pop("event"), **event})
+    RING.keep(line)
+    return line

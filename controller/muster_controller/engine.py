@@ -18,6 +18,7 @@ from muster_controller.core.rollout.events import Assign, DeviceFacts, Event, Pl
 from muster_controller.core.rollout.state import Rollout
 from muster_controller.core.selector import parse
 from muster_controller.groups import facts_of
+from muster_controller.holds import FindHold, nobody
 from muster_controller.ports import Baseline, Desired, Ledger, Note, Registry, Wanted, Wire
 from muster_shared.assignment import LIFETIME_S, Assignment, ModelAssignment
 from muster_shared.ids import DeviceId, FleetId, ModelName, RolloutId
@@ -29,8 +30,11 @@ log = structlog.get_logger()
 class LazyFacts(Mapping[DeviceId, DeviceFacts]):
     """What the machine may ask of devices, looked up when it asks: most looks concern a few of many."""
 
-    def __init__(self, ledger: Ledger, model: ModelName, devices: Mapping[DeviceId, object]) -> None:
+    def __init__(
+        self, ledger: Ledger, model: ModelName, devices: Mapping[DeviceId, object], holds: FindHold = nobody
+    ) -> None:
         self._ledger = ledger
+        self._holds = holds
         self._model = model
         self._devices = devices
 
@@ -38,7 +42,8 @@ class LazyFacts(Mapping[DeviceId, DeviceFacts]):
         found = self._ledger.device(device)
         if found is None:
             raise KeyError(device)
-        return facts_of(found, self._model)
+        hold = self._holds(device)
+        return facts_of(found, self._model, "" if hold is None else hold.sentence)
 
     def __iter__(self) -> Iterator[DeviceId]:
         return iter(sorted(self._devices))
@@ -60,11 +65,13 @@ class Engine:
         clock: Callable[[], float],
         told: Callable[[Desired], None],
         rearranged: Callable[[], None],
+        holds: FindHold = nobody,
     ) -> None:
         """
         Args:
             told: Called whenever a device was told something, so that somebody looks whether it obeys.
             rearranged: Called whenever what devices should run in general has changed.
+            holds: Which devices rollouts leave alone: nothing that one says reaches them.
         """
         self.fleet = fleet
         self.ledger = ledger
@@ -72,6 +79,7 @@ class Engine:
         self.clock = clock
         self.assignments = 0
         """Issued by this process."""
+        self.holds = holds
         self._wire = wire
         self._told = told
         self._rearranged = rearranged
@@ -121,13 +129,15 @@ class Engine:
             self.advance(found, event)
 
     def facts(self, rollout: Rollout) -> LazyFacts:
-        return LazyFacts(self.ledger, rollout.model, rollout.members)
+        return LazyFacts(self.ledger, rollout.model, rollout.members, self.holds)
 
     def assign(self, effects: Sequence[Assign], rollout: RolloutId) -> None:
-        """Tell devices what to run of one model; of the others they go on as before."""
+        """Tell devices what to run of one model; of the others they go on as before. Who is held is told nothing."""
         now = self.clock()
         found: dict[DeviceId, Desired] = {}
         for each in effects:
+            if self.holds(each.device) is not None:
+                continue
             was = found.get(each.device) or self.ledger.desired(each.device)
             wanted = Wanted(ModelAssignment(release=each.release, watch=each.watch), rollout, now)
             models = {**was.models, each.release.model: wanted}

@@ -18,10 +18,11 @@ import msgspec
 import structlog
 
 from muster_controller.acting import CONTROLLER, act_as, acting
-from muster_controller.core.policy import Policy, check, satisfiable, with_declared_latency
+from muster_controller.core.policy import Policy, check, satisfiable
 from muster_controller.core.rollout import machine
 from muster_controller.core.rollout.events import (
     DeviceChanged,
+    DeviceHeld,
     DeviceJoined,
     DeviceLeft,
     Order,
@@ -36,13 +37,17 @@ from muster_controller.courier import Courier
 from muster_controller.engine import Engine
 from muster_controller.errors import Conflict, NotFound
 from muster_controller.groups import active, can_run, device_class, facts_of, labels_of, selected
+from muster_controller.holds import FindHold, Hold, HoldKind, nobody
 from muster_controller.mending import LATE_WAVE, Mender, has_say
-from muster_controller.ports import Desired, Device, Ledger, Registry, Wire
-from muster_shared.assignment import KEYS_TARGET, parse_keys
+from muster_controller.ports import Device, Ledger, Registry, Wire
+from muster_controller.succession import declared, previous_release, should_run
+from muster_shared.assignment import KEYS_TARGET, ModelAssignment, parse_keys
 from muster_shared.errors import WireError
 from muster_shared.ids import DeviceId, FleetId, ModelName, RolloutId
 from muster_shared.messages import (
+    ANSWER_BYTES_MAX,
     Ack,
+    Answer,
     AssignmentRefused,
     ControllerSession,
     Event,
@@ -96,15 +101,21 @@ class Fleet:
         session: str,
         labels: Callable[[DeviceId], Mapping[str, str]] = lambda device: {},
         heard: Callable[[Device, Twin], None] = lambda before, twin: None,
+        holds: FindHold = nobody,
+        answered: Callable[[Answer], None] = lambda answer: None,
     ) -> None:
         """
         Args:
             labels: what operators gave to a device, which it cannot take off: they go before those that it reports.
             heard: is told of each new twin, with what was known before; the same again where a batch is taken again.
+            answered: takes what devices say to calls, asked for or not.
+            holds: which devices operators keep out of rollouts; `held` is to be called when that changes.
         """
         self.id = fleet
         self._labels = labels
         self._heard = heard
+        self._holds = holds
+        self._answered = answered
         self.courier = Courier(registry, wire, clock)
         self._counters = Counters()
         self._mender = Mender()
@@ -116,6 +127,7 @@ class Fleet:
             clock=clock,
             told=lambda desired: self._mender.told(desired, clock()),
             rearranged=self._mender.all_due,
+            holds=holds,
         )
         self._ledger = ledger
         self._registry = registry
@@ -166,6 +178,8 @@ class Fleet:
                     self._twin(device, decode(payload, Twin))
                 case DeviceTopic(device, Channel.EVENT):
                     self._event(device, decode(payload, Event))
+                case DeviceTopic(device, Channel.ANSWER):
+                    self._answer(device, payload)
                 case WantTopic(sha256):
                     self.courier.wanted(sha256, decode(payload, Want))
                 case _:
@@ -262,12 +276,13 @@ class Fleet:
             devices = self._eligible(release, policy.selector)
             if not devices:
                 raise Conflict(f"no known device that the selector names can run {model} {version}")
-            if all(_wants(self._ledger.desired(device.id), release) for device in devices):
+            if all(should_run(self._ledger.desired(device.id), release) for device in devices):
                 raise Conflict(f"{model} {version} is what the fleet runs already, as far as the selector names it")
             satisfiable(policy, len(devices), Counter(device_class(device) for device in devices))
             rivals = self._rivals(model, devices, policy.priority)
-            previous = self.previous(release, devices)
-            policy, said = self.declared(policy, release, previous)
+            previous = self._previous(release, devices)
+            before = None if previous is None else self._registry.manifest(previous.bundle_sha256)
+            policy, said = declared(policy, self._registry.manifest(release.bundle_sha256), before)
             rollout = self._begin(release, previous, policy, devices, actor)
             if said:
                 self._engine.note("latency_declared", rollout.id, said)
@@ -293,7 +308,7 @@ class Fleet:
             devices = self._eligible(release, "")
             if not devices:
                 raise Conflict(f"no known device can run {model} {version}")
-            rollout = self._begin(release, self.previous(release, devices), AT_ONCE, devices, actor, reason, True)
+            rollout = self._begin(release, self._previous(release, devices), AT_ONCE, devices, actor, reason, True)
             for other in self._ledger.rollouts(running=True):
                 if other.model == model and other.id != rollout.id:
                     self._engine.advance(other, Superseded(rollout.id))
@@ -388,37 +403,23 @@ class Fleet:
 
     def _eligible(self, release: ReleaseRef, selector: str) -> list[Device]:
         manifest = self._registry.manifest(release.bundle_sha256)
-        return [device for device in self._ledger.devices() if selected(device, selector) and can_run(device, manifest)]
+        devices = (device for device in self._ledger.devices() if not self._is_out(device.id))
+        return [device for device in devices if selected(device, selector) and can_run(device, manifest)]
 
-    def previous(self, release: ReleaseRef, devices: Sequence[Device]) -> ReleaseRef | None:
-        """Return what most of `devices` run now, by their twins, that is not `release`; else the newest baseline."""
-        found: dict[ReleaseRef, int] = {}
-        for device in devices:
-            running = active(device, release.model)
-            if running is not None and running.bundle_sha256 != release.bundle_sha256:
-                found[running] = found.get(running, 0) + 1
-        if found:
-            return max(found, key=lambda each: (found[each], each.release))
-        for baseline in self._ledger.baselines(release.model):
-            if baseline.release.bundle_sha256 != release.bundle_sha256:
-                return baseline.release
-        return None
+    def _is_out(self, device: DeviceId) -> bool:
+        hold = self._holds(device)
+        return hold is not None and hold.is_out
 
-    def declared(self, policy: Policy, release: ReleaseRef, previous: ReleaseRef | None) -> tuple[Policy, str]:
-        """Return `policy` with what the releases declare of their latency, and a sentence where that changes it."""
-        after = self._registry.manifest(release.bundle_sha256)
-        before = None if previous is None else self._registry.manifest(previous.bundle_sha256)
-        if after is None:
-            return policy, ""
-        return with_declared_latency(
-            policy, None if before is None else before.slo.latency_ms_p95, after.slo.latency_ms_p95
-        )
+    def _previous(self, release: ReleaseRef, devices: Sequence[Device]) -> ReleaseRef | None:
+        return previous_release(release, devices, self._ledger.baselines(release.model))
 
     # -- what devices say --------------------------------------------------------------------------------------------
 
     def _presence(self, device_id: DeviceId, presence: Presence) -> None:
         if presence.device != device_id:
             raise WireError(f"presence of {presence.device} on the topic of {device_id}")
+        if self._is_gone(device_id, presence.sent_at):
+            return
         with self._engine.transaction():
             device = self._ledger.device(device_id) or Device(device_id)
             if not presence.online and device.boot not in ("", presence.boot):
@@ -432,6 +433,8 @@ class Fleet:
     def _twin(self, device_id: DeviceId, twin: Twin) -> None:
         if twin.device != device_id:
             raise WireError(f"twin of {twin.device} on the topic of {device_id}")
+        if self._is_gone(device_id, twin.sent_at):
+            return
         with self._engine.transaction():
             device = self._ledger.device(device_id) or Device(device_id)
             old = device.twin
@@ -446,6 +449,64 @@ class Fleet:
             self._save(device, replace(device, online=online, boot=boot, twin=labelled, seen_at=self._clock()))
             self._heard(device, labelled)
         self._engine.publish()
+
+    def _is_gone(self, device: DeviceId, sent_at: float) -> bool:
+        """Return whether that is what the broker still keeps of a device that was decommissioned since."""
+        hold = self._holds(device)
+        return hold is not None and hold.kind is HoldKind.GONE and sent_at <= hold.at
+
+    def held(self, devices: Iterable[DeviceId]) -> None:
+        """Do what follows from holds that were set or lifted. The same once more changes nothing."""
+        with self._engine.transaction():
+            for device_id in sorted(devices):
+                device, hold = self._ledger.device(device_id), self._holds(device_id)
+                if device is None:
+                    continue
+                if hold is None:
+                    self._let_go(device)
+                elif hold.kind is not HoldKind.GONE or device.seen_at <= hold.at:  # Else it is back.
+                    self._hold(device, hold)
+        self._engine.publish()
+
+    def _hold(self, device: Device, hold: Hold) -> None:
+        """Call off what is under way on it, and tell it to stay on what it runs; or forget it, if it is gone."""
+        is_gone = hold.kind is HoldKind.GONE
+        called_off: set[ModelName] = set()
+        for rollout in self._ledger.rollouts(running=True):
+            if device.id not in rollout.members:
+                continue
+            after = self._engine.advance(rollout, DeviceHeld(device.id))
+            if after is not rollout:
+                called_off.add(rollout.model)
+            if hold.is_out:
+                self._engine.advance(after, DeviceLeft(device.id, hold.sentence, is_taken=is_gone))
+        desired = self._ledger.desired(device.id)
+        for wanted in desired.models.values():
+            self._mender.settled(wanted.rollout, device.id)
+        if is_gone:
+            self._engine.send(DeviceTopic(device.id, Channel.ASSIGNMENT), b"", retain=True)
+            self._ledger.forget(device.id)
+            return
+        models = dict(desired.models)
+        for name, wanted in desired.models.items():
+            running = active(device, name)
+            if running is None:
+                del models[name]
+            elif wanted.assignment.release.bundle_sha256 != running.bundle_sha256 or name in called_off:
+                models[name] = replace(wanted, assignment=ModelAssignment(release=running), at=self._clock())
+        if models != dict(desired.models):
+            self._engine.issue([replace(desired, models=models)])
+
+    def _let_go(self, device: Device) -> None:
+        """Have rollouts, and what its group runs, see it again."""
+        self._mender.due(device.id, self._clock())
+        for rollout in self._ledger.rollouts(running=True):
+            member = rollout.members.get(device.id)
+            if member is None or not member.is_touched:
+                self._regroup(rollout, device)
+            found = self._ledger.rollout(rollout.id)
+            if found is not None and device.id in found.members:
+                self._engine.advance(found, DeviceChanged(device.id, facts_of(device, rollout.model)))
 
     def relabel(self, devices: Iterable[DeviceId]) -> None:
         """Take the labels of these devices from `labels` again, because they changed there."""
@@ -474,18 +535,22 @@ class Fleet:
         is_regrouped = before.twin is None or (
             _seen_by_selectors(before.twin) != _seen_by_selectors(after.twin) and labels_of(before) != labels_of(after)
         )
+        hold = self._holds(after.id)
+        held = "" if hold is None else hold.sentence
         for rollout in self._ledger.rollouts(running=True):
             member = rollout.members.get(after.id)
             if is_regrouped and (member is None or not member.is_touched):
                 self._regroup(rollout, after)
-            elif member is not None and facts_of(before, rollout.model) != (facts := facts_of(after, rollout.model)):
+            elif member is not None and facts_of(before, rollout.model, held) != (
+                facts := facts_of(after, rollout.model, held)
+            ):
                 self._engine.advance(rollout, DeviceChanged(after.id, facts))
 
     def _regroup(self, rollout: Rollout, device: Device) -> None:
         """Let a device into a rollout, or out of it, as its labels and hardware say now."""
         policy = rollout.policy
         is_in = has_say(rollout, device.id)
-        fits = selected(device, policy.selector)
+        fits = selected(device, policy.selector) and not self._is_out(device.id)
         if is_in and not fits:
             why = f"it is not in the group {policy.selector!r} any more"
             self._engine.advance(rollout, DeviceLeft(device.id, why))
@@ -496,6 +561,20 @@ class Fleet:
             if not taken and can_run(device, self._registry.manifest(rollout.release.bundle_sha256)):
                 self._engine.advance(rollout, DeviceJoined(device.id, device_class(device)))
                 self._engine.note("device_joined_rollout", device.id, f"{rollout.id}: last wave")
+
+    def call(self, device: DeviceId, envelope: bytes) -> None:
+        """Publish a signed call; nobody keeps it for a device that is not there."""
+        with self._engine.transaction():
+            self._engine.send(DeviceTopic(device, Channel.CALL), envelope, retain=False)
+        self._engine.publish()
+
+    def _answer(self, device: DeviceId, payload: bytes) -> None:
+        if len(payload) > ANSWER_BYTES_MAX:
+            raise WireError(f"an answer of {len(payload)} bytes; the limit is {ANSWER_BYTES_MAX}")
+        answer = decode(payload, Answer)
+        if answer.device != device:
+            raise WireError(f"an answer of {answer.device} on the topic of {device}")
+        self._answered(answer)
 
     def _event(self, device_id: DeviceId, event: Event) -> None:
         if event.device != device_id:
@@ -542,7 +621,7 @@ class Fleet:
         if body.wave == LATE_WAVE:
             self._mender.settled(body.rollout, device)
             return
-        if rollout.state in ENDED:
+        if rollout.state in ENDED or self._is_out(device):
             return
         trial = rollout.policy.trial
         window = body.window
@@ -584,8 +663,3 @@ def latency_change(window: WindowReport) -> float | None:
 def _seen_by_selectors(twin: Twin) -> tuple[object, ...]:
     """Return what labels are made of: compared first, because a twin hardly ever changes it."""
     return twin.labels, twin.hardware, twin.agent_version
-
-
-def _wants(desired: Desired, release: ReleaseRef) -> bool:
-    current = desired.models.get(release.model)
-    return current is not None and current.assignment.release.bundle_sha256 == release.bundle_sha256

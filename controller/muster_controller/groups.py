@@ -53,5 +53,6 @@ def device_class(device: Device) -> str:
     return "unknown" if device.twin is None else device.twin.hardware.device_class
 
 
-def facts_of(device: Device, model: ModelName) -> DeviceFacts:
-    return DeviceFacts(online=device.online, active=active(device, model))
+def facts_of(device: Device, model: ModelName, held: str = "") -> DeviceFacts:
+    """`held`: why rollouts leave it alone; empty: they need not."""
+    return DeviceFacts(online=device.online, active=active(device, model), held=held)

@@ -109,7 +109,8 @@ class Mender:
     def _mend(self, engine: Engine, device: Device, running: Sequence[Rollout], now: float) -> None:
         desired = engine.ledger.desired(device.id)
         models = dict(desired.models)
-        for name in engine.ledger.baseline_models():
+        held = engine.holds(device.id) is not None
+        for name in () if held else engine.ledger.baseline_models():
             if any(rollout.model == name and has_say(rollout, device.id) for rollout in running):
                 continue
             baseline = aim(engine, device, name)

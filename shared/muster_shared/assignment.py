@@ -143,13 +143,17 @@ _signatures_decoder = msgspec.json.Decoder(_Signatures)
 
 def sign(assignment: Assignment, signer: "Signer") -> bytes:
     """Return the envelope of `assignment`, as it is published."""
+    return seal_payload(_encode(assignment), PAYLOAD_TYPE, signer)
+
+
+def seal_payload(payload: bytes, payload_type: str, signer: "Signer") -> bytes:
+    """Return a DSSE envelope with one signature."""
     from securesystemslib.dsse import Envelope
 
-    payload = _encode(assignment)
-    signature = Envelope(payload, PAYLOAD_TYPE, {}).sign(signer)
+    signature = Envelope(payload, payload_type, {}).sign(signer)
     # As `Envelope.to_dict` and `json.dumps` would say it, in a tenth of their time: a fleet is called back at once.
     stated = _Signature(keyid=signature.keyid, sig=bytes.fromhex(signature.signature))
-    return _encode(_Signed(payload=payload, payload_type=PAYLOAD_TYPE, signatures=(stated,)))
+    return _encode(_Signed(payload=payload, payload_type=payload_type, signatures=(stated,)))
 
 
 def open_signed(raw: bytes, keys: AssignmentKeys) -> Assignment:
@@ -159,28 +163,40 @@ def open_signed(raw: bytes, keys: AssignmentKeys) -> Assignment:
         WireError: not an envelope, or its payload is no assignment.
         AssignmentForged: no signature of a trusted key.
     """
+    return parse(verified_payload(raw, keys, PAYLOAD_TYPE, "an assignment"))
+
+
+def verified_payload(raw: bytes, keys: AssignmentKeys, payload_type: str, what: str) -> bytes:
+    """Return what is in the envelope `raw` if it is of `payload_type` and one of `keys` signed it.
+
+    Args:
+        what: With its article, for people.
+    Raises:
+        WireError: not an envelope, or one of something else.
+        AssignmentForged: no signature of a trusted key.
+    """
     from securesystemslib.dsse import Envelope
     from securesystemslib.exceptions import Error as SecuresystemslibError
     from securesystemslib.exceptions import FormatError
     from securesystemslib.signer import SSlibKey
 
     if len(raw) > MESSAGE_BYTES_MAX:
-        raise WireError(f"an assignment of {len(raw)} bytes; the limit is {MESSAGE_BYTES_MAX}")
+        raise WireError(f"an envelope of {len(raw)} bytes; the limit is {MESSAGE_BYTES_MAX}")
     try:
         document = json.loads(raw)
         if not isinstance(document, dict):
-            raise WireError("not an assignment envelope: the document is not an object")
+            raise WireError(f"not the envelope of {what}: the document is not an object")
         envelope = Envelope.from_dict(document)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, FormatError) as error:
-        raise WireError(f"not an assignment envelope: {reason(error)}") from error
-    if envelope.payload_type != PAYLOAD_TYPE:
-        raise WireError(f"an envelope of {str(envelope.payload_type)[:80]!r}, not of an assignment")
+        raise WireError(f"not the envelope of {what}: {reason(error)}") from error
+    if envelope.payload_type != payload_type:
+        raise WireError(f"an envelope of {str(envelope.payload_type)[:80]!r}, not of {what}")
     try:
         trusted: list[Key] = [SSlibKey.from_dict(keyid, dict(key)) for keyid, key in keys.keys.items()]
         envelope.verify(trusted, 1)
     except (SecuresystemslibError, ValueError, KeyError, TypeError) as error:
-        raise AssignmentForged("no trusted assignment key signed this assignment; was the key rotated?") from error
-    return parse(envelope.payload)
+        raise AssignmentForged("no trusted assignment key signed this; was the key rotated?") from error
+    return bytes(envelope.payload)
 
 
 def signers(raw: bytes) -> frozenset[str]:

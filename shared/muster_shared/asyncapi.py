@@ -12,10 +12,14 @@ import msgspec
 from muster_shared import topics
 from muster_shared.assignment import PAYLOAD_TYPE, Assignment
 from muster_shared.bundle import CHUNK_BYTES
+from muster_shared.call import PAYLOAD_TYPE as CALL_TYPE
+from muster_shared.call import Call
 from muster_shared.ids import DeviceId, FleetId, Sha256
 from muster_shared.messages import (
+    ANSWER_BYTES_MAX,
     MESSAGE_BYTES_MAX,
     Ack,
+    Answer,
     ControllerSession,
     Event,
     Presence,
@@ -63,6 +67,24 @@ _CHANNELS = (
     ),
     _Channel(
         "ack", DeviceTopic(_DEVICE, Channel.ACK), Ack, "controller", 1, False, "Events that are safe in the database."
+    ),
+    _Channel(
+        "call",
+        DeviceTopic(_DEVICE, Channel.CALL),
+        Call,
+        "controller",
+        1,
+        False,
+        f"A signed question: a DSSE envelope with payload type {CALL_TYPE}; the schema is that of its payload.",
+    ),
+    _Channel(
+        "answer",
+        DeviceTopic(_DEVICE, Channel.ANSWER),
+        Answer,
+        "device",
+        1,
+        False,
+        f"What a device says to a call; at most {ANSWER_BYTES_MAX} bytes, once for each call.",
     ),
     _Channel("twin", DeviceTopic(_DEVICE, Channel.TWIN), Twin, "device", 1, True, "Reported state, whole."),
     _Channel(

@@ -302,6 +302,45 @@ class Want(Message, frozen=True, kw_only=True):
     missing: bytes
 
 
+ANSWER_BYTES_MAX = 64 * 1024
+ANSWER_MODELS_MAX = 64
+
+
+class ModelChecked(msgspec.Struct, frozen=True, kw_only=True):
+    """What a self-test or a benchmark found of one release that serves."""
+
+    model: ModelName
+    version: str
+    ok: bool
+    detail: str = ""
+    """Why not, or what was judged."""
+    engine: str = ""
+    seconds: float = 0.0
+    calls: int = 0
+    """Golden cases, or measured calls."""
+    rows_per_s: float | None = None
+    """Of one caller, one row a call; so the next two."""
+    latency_ms_p50: float | None = None
+    latency_ms_p95: float | None = None
+
+
+class Answer(Message, frozen=True, kw_only=True):
+    """What a device says to a call (`call.Call`); ANSWER_BYTES_MAX at most. No inputs, and no paths of the device."""
+
+    id: str
+    """Of the call."""
+    device: DeviceId
+    at: float
+    ok: bool
+    """Whether the device did what it was asked for, and found nothing wrong."""
+    detail: str = ""
+    seconds: float = 0.0
+    """How long it took."""
+    models: tuple[ModelChecked, ...] = ()
+    lines: tuple[str, ...] = ()
+    """Of the log, oldest first."""
+
+
 class TrustFiles(Message, frozen=True, kw_only=True):
     """TUF metadata of one role (file name -> its exact text); for `root`, every version that the chain needs."""
 

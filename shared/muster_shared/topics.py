@@ -1,6 +1,8 @@
 """Every MQTT topic, built and parsed in this one place.
 
     muster/v1/<fleet>/device/<id>/assignment      controller -> device, retained: signed desired state
+    muster/v1/<fleet>/device/<id>/call            controller -> device: a signed question, short-lived
+    muster/v1/<fleet>/device/<id>/answer          device -> controller: what it says to that
     muster/v1/<fleet>/device/<id>/ack             controller -> device: events that are safe in the database
     muster/v1/<fleet>/device/<id>/twin            device -> controller, retained: reported state
     muster/v1/<fleet>/device/<id>/presence        device or its will -> controller, retained
@@ -37,8 +39,11 @@ class Channel(Enum):
     TWIN = "twin"
     PRESENCE = "presence"
     EVENT = "event"
+    CALL = "call"
+    ANSWER = "answer"
 
 
+_UP = (Channel.TWIN, Channel.PRESENCE, Channel.EVENT, Channel.ANSWER)
 _CHANNELS = {channel.value for channel in Channel}
 
 
@@ -144,7 +149,7 @@ def controller_filters(fleet: FleetId) -> tuple[str, ...]:
     """Return the filters that a controller subscribes to (at most 8)."""
     prefix = f"{ROOT}/{fleet}"
     return (
-        *(f"{prefix}/device/+/{channel.value}" for channel in (Channel.TWIN, Channel.PRESENCE, Channel.EVENT)),
+        *(f"{prefix}/device/+/{channel.value}" for channel in _UP),
         f"{prefix}/release/+/want",
         f"{prefix}/mixed/+",
         f"{prefix}/mixed/+/state",
@@ -164,6 +169,7 @@ def device_filters(fleet: FleetId, device: DeviceId) -> tuple[str, ...]:
     return (
         f"{prefix}/device/{device}/assignment",
         f"{prefix}/device/{device}/ack",
+        f"{prefix}/device/{device}/call",
         f"{prefix}/controller",
         f"{prefix}/trust/+",
     )

@@ -7,7 +7,7 @@ from random import Random
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from muster_controller.core.gate.agreement import against_disagreement
@@ -419,6 +419,7 @@ def test_f3_is_a_supermartingale_while_the_mean_slowdown_is_tolerated(
 
 
 @given(st.floats(0.0, 0.5), st.floats(0.0, 1.0), st.integers(1, LAST_BIN), st.booleans())
+@example(0.5, 1.0, LAST_BIN, False)
 @settings(max_examples=30, deadline=None)
 def test_the_whole_evidence_is_worth_at_most_one_on_average_while_nothing_is_worse(
     rate: float, share: float, swing: int, held_back: bool
@@ -431,13 +432,19 @@ def test_the_whole_evidence_is_worth_at_most_one_on_average_while_nothing_is_wor
     outcomes = {
         name: [
             (
-                _chance(bad, treated, rate) * _chance(theirs, controls, rate) * _chance(dis, treated, disagrees) * 0.5,
-                Stratum(0, name, treated, bad, controls, theirs, ((place, treated),), treated, dis),
+                _chance(bad, treated, rate)
+                * _chance(theirs, controls, rate)
+                * _chance(dis, treated, disagrees)
+                * _chance(slow, treated, 0.5),
+                # Each device for itself, as F3 supposes: devices that are slow together are worth more.
+                Stratum(
+                    0, name, treated, bad, controls, theirs, ((-swing, treated - slow), (swing, slow)), treated, dis
+                ),
             )
             for bad in range(treated + 1)
             for theirs in (range(controls + 1) if held_back else (0,))
             for dis in range(treated + 1)
-            for place in (swing, -swing)
+            for slow in range(treated + 1)
         ]
         for name, (treated, controls) in ((name, (t, c if held_back else 0)) for name, (t, c) in sizes.items())
     }

@@ -35,8 +35,8 @@ MIXER, OTHER_MIXER = mixer_name(FLEET, "m1"), mixer_name(FLEET, "m10")
 DIGEST = Sha256("a" * 64)
 
 # Who sends what, as the head of topics.py draws it.
-FROM_DEVICE: list[Topic] = [DeviceTopic(OWN, one) for one in (Channel.TWIN, Channel.PRESENCE, Channel.EVENT, Channel.ANSWER)]
-FROM_DEVICE.append(WantTopic(DIGEST))
+SAID = (Channel.TWIN, Channel.PRESENCE, Channel.EVENT, Channel.ANSWER)
+FROM_DEVICE: list[Topic] = [*(DeviceTopic(OWN, each) for each in SAID), WantTopic(DIGEST)]
 FROM_CONTROLLER: list[Topic] = [
     DeviceTopic(OWN, Channel.ASSIGNMENT),
     DeviceTopic(OWN, Channel.ACK),

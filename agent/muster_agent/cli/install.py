@@ -35,7 +35,6 @@ from muster_shared.ids import DeviceId
 
 UP_S = 120.0
 """For a first start on a slow card with cold caches."""
-SERVE_S = 60.0
 _LOOK_S = 0.25
 
 

@@ -28,9 +28,22 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from muster_agent.core.trust import Target
 from muster_agent.errors import DiskFull, MetadataIncomplete
-from muster_agent.io.trust_state import Checked, Envelope, Opened, Question, Saved, disk, failure, own, save
+from muster_agent.io.trust_state import (
+    CallEnvelope,
+    Checked,
+    Envelope,
+    Opened,
+    OpenedCall,
+    Question,
+    Saved,
+    disk,
+    failure,
+    own,
+    save,
+)
 from muster_shared import ids
 from muster_shared.assignment import KEYS_ROLE, KEYS_TARGET, open_signed, parse_keys
+from muster_shared.call import open_call
 from muster_shared.errors import MetadataExpired, MetadataReplayed, MetadataUntrusted, TrustError, WireError
 from muster_shared.ids import Sha256
 from muster_shared.messages import MESSAGE_BYTES_MAX
@@ -70,6 +83,15 @@ class Checks:
         except Exception as error:
             # A bug of ours or of a library: it condemns this message, not the process that others are verified by.
             return Opened(assignment=None, failure=failure(WireError(f"not an assignment: {error!r}")))
+
+    def open_call(self, envelope: CallEnvelope) -> OpenedCall:
+        """Return the call if one of the keys signed it."""
+        try:
+            return OpenedCall(call=open_call(envelope.raw, envelope.keys))
+        except (TrustError, WireError) as error:
+            return OpenedCall(call=None, failure=failure(error))
+        except Exception as error:  # As in `open`.
+            return OpenedCall(call=None, failure=failure(WireError(f"not a call: {error!r}")))
 
 
 class _Stopped(Exception):

@@ -2,7 +2,7 @@
 
     agent                                         python -P -m muster_agent.io.trust_process
     CheckProcess ── Question | Envelope ──▶ socket ──▶ trust_check.Checks ──▶ trust.json
-                 ◀── Checked | Opened ─────────────────┘
+                 ◀── Checked | Opened | OpenedCall ────┘
                  ── nothing for LINGER_S: the socket is closed, the process ends
 
 Started at the first question, since the first of a burst is not the last. Every frame is bounded and every answer has a
@@ -22,11 +22,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
 from muster_agent.errors import CheckFailed
-from muster_agent.io.trust_state import Checked, Checker, Envelope, Opened, Question
+from muster_agent.io.trust_state import CallEnvelope, Checked, Checker, Envelope, Opened, OpenedCall, Question
 
 ANSWER_S = 15.0  # The conductor waits so long at the most, twice for one message: its watchdog barks after 60.
 LINGER_S = 3.0
@@ -37,9 +38,17 @@ NICENESS = 5  # Inference comes first.
 
 _COMMAND = (sys.executable, "-P", "-m", "muster_agent.io.trust_process")
 _LENGTH = struct.Struct(">I")
+Asked = Question | Envelope | CallEnvelope
+Said = Checked | Opened | OpenedCall
 _encoder = msgspec.msgpack.Encoder()
-_question: msgspec.msgpack.Decoder[Question | Envelope] = msgspec.msgpack.Decoder(Question | Envelope)
-_answer: msgspec.msgpack.Decoder[Checked | Opened] = msgspec.msgpack.Decoder(Checked | Opened)
+_question: msgspec.msgpack.Decoder[Asked] = msgspec.msgpack.Decoder(Asked)
+_answer: msgspec.msgpack.Decoder[Said] = msgspec.msgpack.Decoder(Said)
+
+
+class Checking(Checker, Protocol):
+    """What the process does: `trust_check.Checks`."""
+
+    def open_call(self, envelope: CallEnvelope) -> OpenedCall: ...
 
 
 class CheckProcess:
@@ -79,6 +88,12 @@ class CheckProcess:
             raise CheckFailed("the checking process answered another question; look for a mixed installation")
         return answer
 
+    def open_call(self, envelope: CallEnvelope) -> OpenedCall:
+        answer = self._ask(envelope)
+        if not isinstance(answer, OpenedCall):
+            raise CheckFailed("the checking process answered another question; look for a mixed installation")
+        return answer
+
     def close(self) -> None:
         """End the process, if there is one, also while another thread waits for its answer. It may be asked again."""
         if not self._lock.acquire(timeout=END_S):
@@ -93,7 +108,7 @@ class CheckProcess:
         finally:
             self._lock.release()
 
-    def _ask(self, question: Question | Envelope) -> Checked | Opened:
+    def _ask(self, question: Asked) -> Said:
         deadline = time.monotonic() + self._answer_s
         with self._lock:
             if self._timer is not None:
@@ -206,7 +221,7 @@ def main() -> int:
     return 0
 
 
-def answer(connected: socket.socket, checks: Checker) -> None:
+def answer(connected: socket.socket, checks: Checking) -> None:
     while True:
         try:
             asked = _question.decode(_receive(connected, lambda: None))
@@ -214,7 +229,9 @@ def answer(connected: socket.socket, checks: Checker) -> None:
             return
         if isinstance(asked, Question):
             with _alone(Path(asked.folder)):
-                reply: Checked | Opened = checks.check(asked)
+                reply: Said = checks.check(asked)
+        elif isinstance(asked, CallEnvelope):
+            reply = checks.open_call(asked)
         else:
             reply = checks.open(asked)
         _send(connected, _encoder.encode(reply))

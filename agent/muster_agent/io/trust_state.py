@@ -17,6 +17,7 @@ from muster_agent.core.trust import Target
 from muster_agent.errors import DiskFull, MetadataIncomplete
 from muster_agent.io import durable
 from muster_shared.assignment import Assignment, AssignmentKeys
+from muster_shared.call import Call
 from muster_shared.errors import (
     AssignmentForged,
     MetadataExpired,
@@ -104,6 +105,20 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The assignment, or what is wrong with it."""
 
     assignment: Assignment | None
+    failure: Failure | None = None
+
+
+class CallEnvelope(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A call as it came, and the keys that may have signed it."""
+
+    raw: bytes
+    keys: AssignmentKeys
+
+
+class OpenedCall(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The call, or what is wrong with it."""
+
+    call: Call | None
     failure: Failure | None = None
 
 

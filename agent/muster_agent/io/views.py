@@ -39,7 +39,7 @@ class Views:
         Raises:
             StoreError: a file is not in the store, or the folder cannot be written.
         """
-        folder = self._disk.path(f"{VIEWS}/{bundle}")
+        folder = self.folder(bundle)
         try:
             shutil.rmtree(folder, ignore_errors=True)  # An older one may link to a damaged file that the store forgot.
             for file in files:
@@ -49,6 +49,10 @@ class Views:
         except OSError as error:
             raise StoreError(f"the files of release {bundle[:12]}… cannot be laid out: {error}") from error
         return folder
+
+    def folder(self, bundle: Sha256) -> Path:
+        """Return where `make` lays out this release."""
+        return self._disk.path(f"{VIEWS}/{bundle}")
 
     def cache(self, bundle: Sha256) -> Path:
         """Return the folder that the engine may fill for this release alone: engines do not compare content.

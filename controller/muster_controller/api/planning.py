@@ -10,15 +10,17 @@ import msgspec
 
 from muster_controller.api.schemas import Plan, PolicyChecked
 from muster_controller.api.schemas.planning import Rival
-from muster_controller.core.policy import Policy, PolicyInvalid, satisfiable, wave_sizes, with_declared_latency
+from muster_controller.core.policy import Policy, PolicyInvalid, satisfiable, wave_sizes
 from muster_controller.core.rollout import waves
 from muster_controller.core.rollout.state import Member, Rollout
 from muster_controller.db.snapshot import Committed
 from muster_controller.fleet import AT_ONCE
 from muster_controller.groups import active, can_run, device_class, selected, standby
+from muster_controller.holds import FindHold, Hold, nobody
 from muster_controller.mending import has_say
 from muster_controller.policy_document import written
 from muster_controller.ports import Device
+from muster_controller.succession import declared, is_release, previous_release, should_run
 from muster_shared.bundle import Manifest
 from muster_shared.ids import ModelName, Sha256
 from muster_shared.messages import ReleaseRef
@@ -26,30 +28,39 @@ from muster_shared.messages import ReleaseRef
 FindManifest = Callable[[Sha256], Manifest | None]
 
 
-def plan(fleet: Committed, release: ReleaseRef, manifest_of: FindManifest, policy: Policy | None) -> Plan:
+def plan(
+    fleet: Committed,
+    release: ReleaseRef,
+    manifest_of: FindManifest,
+    policy: Policy | None,
+    holds: FindHold = nobody,
+) -> Plan:
     """Return what a rollout of `policy` would do now, or (None) a rollback at once.
 
     Args:
         manifest_of: Looks up what a release says of itself.
+        holds: Who is kept out of rollouts.
     Raises:
         PolicyInvalid: so many devices, or so few, can never satisfy it.
     """
     at_once = policy is None
     given = AT_ONCE if policy is None else policy
     manifest = manifest_of(release.bundle_sha256)
-    devices = [each for each in fleet.devices.values() if selected(each, given.selector) and can_run(each, manifest)]
+    fit = [each for each in fleet.devices.values() if selected(each, given.selector) and can_run(each, manifest)]
+    held = {each.id: hold for each in fit if (hold := holds(each.id)) is not None}
+    devices = [each for each in fit if each.id not in held or not held[each.id].is_out]
     devices.sort(key=lambda device: device.id)
     classes = count_classes(devices)
-    previous = previous_release(fleet, release, devices)
-    declared = ""
+    previous = previous_release(release, devices, fleet.baselines.get(release.model, ()))
+    said = ""
     if not at_once:
         before = None if previous is None else manifest_of(previous.bundle_sha256)
-        given, declared = _declared(given, manifest, before)
+        given, said = declared(given, manifest, before)
     warnings = satisfiable(given, len(devices), classes) if devices and not at_once else []
     rivals = _rivals(fleet, release.model, devices, given.priority, at_once=at_once)
     sizes = list(wave_sizes(given, len(devices))) if devices else []
     first = _first_wave(devices, sizes[0]) if sizes and not at_once else {}
-    changing = sum(not _should_run(fleet, device, release) for device in devices)
+    changing = sum(not should_run(fleet.desired.get(device.id), release) for device in devices)
     return Plan(
         model=release.model,
         version=release.version,
@@ -59,27 +70,29 @@ def plan(fleet: Committed, release: ReleaseRef, manifest_of: FindManifest, polic
         devices=len(devices),
         online=sum(device.online for device in devices),
         changing=changing,
-        in_standby=sum(_is(standby(device, release.model), release) for device in devices),
+        in_standby=sum(is_release(standby(device, release.model), release) for device in devices),
         previous_active=sum(
-            previous is not None and _is(active(device, release.model), previous) for device in devices
+            previous is not None and is_release(active(device, release.model), previous) for device in devices
         ),
         classes=classes,
         waves=sizes,
         first_wave=first,
         controls=_controls(devices, first, previous, given),
-        warnings=[*warnings, declared] if declared else warnings,
+        warnings=[*warnings, *([said] if said else []), *_left_alone(held.values())],
         rivals=rivals,
         policy=msgspec.to_builtins(given),
         policy_written=written(given),
     )
 
 
-def _declared(policy: Policy, manifest: Manifest | None, before: Manifest | None) -> tuple[Policy, str]:
-    """Return `policy` with what the releases declare of their latency, and a sentence where that changes it."""
-    if manifest is None:
-        return policy, ""
-    declared_before = None if before is None else before.slo.latency_ms_p95
-    return with_declared_latency(policy, declared_before, manifest.slo.latency_ms_p95)
+def _left_alone(holds: Iterable[Hold]) -> list[str]:
+    found = Counter(each.is_out for each in holds)
+    said = []
+    if found[False]:
+        said.append(f"{found[False]} of them pinned: they wait until they are released")
+    if found[True]:
+        said.append(f"{found[True]} more quarantined: they are not in it")
+    return said
 
 
 def check(fleet: Committed, policy: Policy) -> PolicyChecked:
@@ -104,17 +117,6 @@ def check(fleet: Committed, policy: Policy) -> PolicyChecked:
 
 def count_classes(devices: Iterable[Device]) -> dict[str, int]:
     return dict(sorted(Counter(map(device_class, devices)).items()))
-
-
-def previous_release(fleet: Committed, release: ReleaseRef, devices: Iterable[Device]) -> ReleaseRef | None:
-    """Return what an abort would go back to: what most devices run that is not `release`, else a baseline."""
-    running = Counter(
-        found for device in devices if (found := active(device, release.model)) is not None and not _is(found, release)
-    )
-    if running:
-        return max(running, key=lambda each: (running[each], each.release))
-    others = (each.release for each in fleet.baselines.get(release.model, ()) if not _is(each.release, release))
-    return next(others, None)
 
 
 def _refusal(
@@ -185,18 +187,8 @@ def _controls(
             device.online
             and device_class(device) == name
             and previous is not None
-            and _is(active(device, previous.model), previous)
+            and is_release(active(device, previous.model), previous)
             for device in devices
         )
         found[name] = max(0, min(taken * policy.controls_per_device, fit - taken))
     return found
-
-
-def _should_run(fleet: Committed, device: Device, release: ReleaseRef) -> bool:
-    desired = fleet.desired.get(device.id)
-    wanted = None if desired is None else desired.models.get(release.model)
-    return wanted is not None and _is(wanted.assignment.release, release)
-
-
-def _is(found: ReleaseRef | None, release: ReleaseRef) -> bool:
-    return found is not None and found.bundle_sha256 == release.bundle_sha256

@@ -4,12 +4,9 @@ It knows one program per `BrokerKind` through `BrokerProgram`, and nothing of to
 starts the child, waits for its end and starts it again; `stop` ends both.
 """
 
-import os
 import signal
-import socket
 import ssl
 import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -20,6 +17,7 @@ from typing import Protocol, Self
 import structlog
 
 from muster_controller.broker.knock import answers, answers_tls, kick
+from muster_controller.broker.launching import launch, require_free, write_files
 from muster_controller.broker.programs import BrokerKind, BrokerProgram, BrokerUnavailable, find_broker
 from muster_controller.broker.security import Admission, BrokerSecurity
 
@@ -41,22 +39,6 @@ STEADY_AFTER_S = 30.0  # A child that lived this long starts the back-off anew.
 _PROBE_EVERY_S = 0.05
 _PROBE_TIMEOUT_S = 5.0
 _LOG_TAIL_BYTES = 2_000
-
-# Runs first in the child, then becomes the broker (same pid). `preexec_fn` is not safe in a process with threads.
-# 1 is PR_SET_PDEATHSIG: the kernel ends the broker when we die, however that happens. Only Linux has it; elsewhere a
-# controller that is killed leaves its broker behind, and the next one finds the port taken.
-_LAUNCHER = """
-import contextlib, ctypes, os, resource, signal, sys
-with contextlib.suppress(AttributeError, OSError):
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit("the controller ended meanwhile")
-_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-with contextlib.suppress(ValueError, OSError):
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard if 0 < hard < 1 << 20 else 1 << 20, hard))
-signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -244,7 +226,7 @@ class EmbeddedBroker:
     ) -> None:
         self.stop()
 
-    # The thread. It also starts the children: PR_SET_PDEATHSIG fires when the *thread* that forked ends.
+    # The thread. It also starts the children, for `launching` ties their lives to it.
 
     def _supervise(self) -> None:
         retry = 0
@@ -317,24 +299,10 @@ class EmbeddedBroker:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._write()
         configuration = self._folder / f"{self.kind}.conf"
-        with self._output.open("wb") as output:
-            return subprocess.Popen(
-                [
-                    *(sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())),
-                    *self._program.command(configuration),
-                ],
-                cwd=self._folder,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,  # Ctrl-C is for the controller, which then stops us in its own order.
-            )
+        return launch(self._program.command(configuration), self._folder, self._output)
 
     def _write(self) -> None:
-        for name, text in self._program.files(self._folder, self.port, self._admission).items():
-            fresh = self._folder / f"{name}.new"
-            fresh.write_text(text, encoding="utf-8")
-            fresh.replace(self._folder / name)
+        write_files(self._folder, self._program.files(self._folder, self.port, self._admission))
 
     def _reload(self) -> None:
         """Make the child read its files again, and cut the connections of the newly revoked."""
@@ -415,26 +383,7 @@ def start_broker(
         BrokerUnavailable: no such program, the port is taken, or a certificate cannot be read.
     """
     found_kind, program = find_broker(kind)
-    _require_free("127.0.0.1" if security is None else security.host, port)
+    require_free("127.0.0.1" if security is None else security.host, port)
     broker = EmbeddedBroker(found_kind, program, data_dir, port, supervised=supervised, security=security)
     broker.start()
     return broker
-
-
-def _require_free(host: str, port: int) -> None:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host or None,
-            port,
-            family=socket.AF_UNSPEC if host else socket.AF_INET,
-            flags=socket.AI_PASSIVE,
-            type=socket.SOCK_STREAM,
-        )[0]
-        with socket.socket(family, kind, protocol) as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # A closed connection's port is free.
-            sock.bind(address)
-    except OSError as error:
-        raise BrokerUnavailable(
-            f"port {port} on {host or 'this machine'} cannot be used for the embedded broker: {error.strerror}",
-            "end the program that has it, or choose another with --broker-port",
-        ) from error

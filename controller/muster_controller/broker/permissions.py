@@ -1,9 +1,10 @@
 """Who may publish and subscribe to what: one table, from which the configuration of every broker is written.
 
     role        is the certificate         publishes                          receives
-    device      CN=<device>, O=<fleet>     device/<own>/twin|presence|event   device/<own>/assignment|ack
-                                           release/+/want  metrics/+          controller  trust/+  release/+/chunk/+
-    controller  CN=controller.<fleet>      the right column, of every device  twin, presence, event, want
+    device      CN=<device>, O=<fleet>     device/<own>/twin|presence|event   device/<own>/assignment|ack|call
+                                           device/<own>/answer                controller  trust/+  release/+/chunk/+
+                                           release/+/want  metrics/+
+    controller  CN=controller.<fleet>      the right column, of every device  twin, presence, event, answer, want
                                            mixed/+/ack                        mixed/+  mixed/+/state
     mixer       CN=mixer.<mixer>.<fleet>   mixed/<own>  mixed/<own>/state     metrics/+  mixed/<own>/ack
 
@@ -60,8 +61,8 @@ def _topics(*topics: Topic) -> tuple[str, ...]:
 
 _WANT = _topics(WantTopic(Sha256("+")))
 _BROADCAST = (*_topics(ControllerTopic(), TrustTopic("+")), chunk_filter(_FLEET, Sha256("+")))
-_UP = (Channel.TWIN, Channel.PRESENCE, Channel.EVENT)
-_DOWN = (Channel.ASSIGNMENT, Channel.ACK)
+_UP = (Channel.TWIN, Channel.PRESENCE, Channel.EVENT, Channel.ANSWER)
+_DOWN = (Channel.ASSIGNMENT, Channel.ACK, Channel.CALL)
 _WINDOWS = (f"{ROOT}/{_FLEET}/metrics/+",)  # Anonymous: the broker knows who sends, but the topic does not say it.
 _SUMS = (MixedChannel.SUMS, MixedChannel.STATE)
 

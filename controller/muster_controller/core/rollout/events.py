@@ -18,6 +18,8 @@ class DeviceFacts:
     online: bool
     active: ReleaseRef | None
     """What serves, by its twin."""
+    held: str = ""
+    """Why rollouts leave it alone, in words; empty: they need not."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,13 @@ class DeviceLeft:
 
 
 @dataclass(frozen=True)
+class DeviceHeld:
+    """An operator holds a device where it is: whatever of it is under way is called off, and not counted."""
+
+    device: DeviceId
+
+
+@dataclass(frozen=True)
 class DeviceJoined:
     """A device came into the group while the rollout runs."""
 
@@ -120,7 +129,9 @@ class Superseded:
     by: RolloutId
 
 
-Event = Tick | OutcomeArrived | StepArrived | DeviceChanged | DeviceLeft | DeviceJoined | Ordered | Superseded
+Event = (
+    Tick | OutcomeArrived | StepArrived | DeviceChanged | DeviceLeft | DeviceHeld | DeviceJoined | Ordered | Superseded
+)
 
 
 @dataclass(frozen=True)

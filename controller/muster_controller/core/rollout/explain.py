@@ -48,6 +48,9 @@ class Why(Enum):
     DEFERRED = "deferred"
     RETRY = "retry"
     UNDER_WAY = "under_way"
+    PINNED = "pinned"
+    """An operator keeps it on what it runs."""
+    QUARANTINED = "quarantined"
     CALLED_BACK = "called_back"
     AFTERWARDS = "afterwards"
     """The rollout has finished, and its release is what late devices get."""
@@ -65,6 +68,17 @@ class Presence:
     online: bool
     seen_at: float | None = None
     """When it last spoke, Unix seconds."""
+    held: "Held | None" = None
+    """Why rollouts leave it alone."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """An operator holds it where it is."""
+
+    is_quarantined: bool
+    sentence: str
+    """Who did it, and why."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +140,9 @@ def explained(
     if is_in_flight(member):
         return _under_way(rollout, member, presence, now)
     match rollout.state:
+        case RolloutState.FINISHED if presence.held is not None:
+            kind = Why.QUARANTINED if presence.held.is_quarantined else Why.PINNED
+            return told(kind, f"{presence.held.sentence}; afterwards it gets {rollout.release.version}")
         case RolloutState.FINISHED if not presence.online:
             sentence = f"{_offline(presence, now)}, since before its wave; it gets {rollout.release.version} when back"
             return told(Why.OFFLINE, sentence)
@@ -137,6 +154,8 @@ def explained(
             pass
         case _:
             assert_never(rollout.state)
+    if presence.held is not None:
+        return told(Why.QUARANTINED if presence.held.is_quarantined else Why.PINNED, presence.held.sentence)
     if not presence.online and not rollout.at_once:
         sentence = f"{_offline(presence, now)}; no wave takes it before it is back, and then it gets the release later"
         return told(Why.OFFLINE, sentence)

@@ -33,6 +33,7 @@ from muster_controller.core.rollout.events import (
     Changes,
     DeviceChanged,
     DeviceFacts,
+    DeviceHeld,
     DeviceJoined,
     DeviceLeft,
     Event,
@@ -122,6 +123,8 @@ def advance(rollout: Rollout, event: Event, now: float) -> Advanced:
             reports.changed(draft, device, facts)
         case DeviceLeft(device, why, is_taken):
             reports.left(draft, device, why, is_taken)
+        case DeviceHeld(device):
+            reports.held(draft, device)
         case DeviceJoined(device, device_class):
             reports.joined(draft, device, device_class)
         case Ordered():
@@ -221,7 +224,7 @@ def _release(draft: Draft, fleet: Mapping[DeviceId, DeviceFacts]) -> None:
     by_rate = len(again) + len(rollout.queue) if pace.by_rate is None or rollout.at_once else pace.by_rate
     retried = again[:by_rate]
     for member in retried:
-        tell(draft, member, member.previous)
+        tell(draft, member, member.previous)  # Whoever is held is not among them: `reports.held` saw to it.
     first = len(rollout.queue) if pace.room is None or rollout.at_once else min(pace.room, by_rate - len(retried))
     first = min(first, recall.BATCH)
     told, place = 0, 0
@@ -238,9 +241,9 @@ def _release(draft: Draft, fleet: Mapping[DeviceId, DeviceFacts]) -> None:
 
 
 def _tell_next(draft: Draft, device: DeviceId, fleet: Mapping[DeviceId, DeviceFacts]) -> bool:
-    """Tell a device of the queue; return False when it is not there, and goes back to those that wait."""
+    """Tell a device of the queue; return False when it is not there or held, and goes back to those that wait."""
     member, facts = _member(draft, device), fleet.get(device)
-    if facts is None or (not facts.online and not draft.rollout.at_once):
+    if facts is None or facts.held or (not facts.online and not draft.rollout.at_once):
         put_back(draft, member)
         return False
     tell(draft, member, facts.active)
@@ -346,11 +349,11 @@ def _undecided(draft: Draft, reason: str) -> None:
 
 
 def waiting_online(draft: Draft, fleet: Mapping[DeviceId, DeviceFacts]) -> list[Member]:
-    """Return those whom a next wave could take, in order."""
+    """Return those whom a next wave could take, in order: online, and held by nobody."""
     found: list[Member] = []
     for member in draft.members(lambda each: each.wave is None and each.outcome is Outcome.PENDING):
         facts = fleet.get(member.device)
-        if facts is not None and (facts.online or draft.rollout.at_once):
+        if facts is not None and not facts.held and (facts.online or draft.rollout.at_once):
             found.append(member)
     return found
 
@@ -406,7 +409,7 @@ def _finish(draft: Draft) -> None:
     else:
         reason = f"promoted to {draft.released} devices"
     if left:
-        reason += f"; {left} offline since before their wave get it when they are back"
+        reason += f"; {left} offline or held since before their wave get it when they are back"
     draft.set(state=RolloutState.FINISHED, reason=reason, ended_at=draft.now)
     if not draft.rollout.at_once:
         draft.set_baseline(draft.rollout.release)

@@ -136,6 +136,8 @@ def look(draft: Draft, fleet: Mapping[DeviceId, DeviceFacts]) -> None:
             continue
         if runs(facts, release):
             draft.put(replace(member, returned=True))
+        elif facts.held:
+            continue  # It is told nothing, so it is not waited for.
         elif facts.online and draft.now < patience_at:
             missing += 1
     if not missing:

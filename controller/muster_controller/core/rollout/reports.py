@@ -186,6 +186,28 @@ def left(draft: Draft, device: DeviceId, why: str, is_taken: bool) -> None:
             draft.wake(draft.now)
 
 
+def held(draft: Draft, device: DeviceId) -> None:
+    """Take a device that is held out of whatever it is under way with: it waits again, and nothing of that counts.
+
+    What had come to an outcome before stays counted: evidence is not taken back because somebody dislikes it.
+    """
+    if draft.rollout.state not in (RolloutState.RUNNING, RolloutState.PAUSED):
+        return
+    member = draft.member(device)
+    if member is not None and (is_queued(member) or is_in_flight(member)):
+        if is_queued(member):
+            draft.set(queue=tuple(each for each in draft.rollout.queue if each != device))
+        put_back(draft, member)
+        # The attempts go on being counted, or the device would take a later one for what it knows.
+        draft.put(Member(device, member.device_class, member.position, attempt=member.attempt))
+        draft.wake(draft.now)
+    for wave in sorted(draft.open):
+        control = draft.control((wave, device))
+        if control is not None and control.outcome is Outcome.PENDING:
+            draft.drop_control(control)
+            draft.wake(draft.now)
+
+
 def joined(draft: Draft, device: DeviceId, device_class: str) -> None:
     """A late joiner comes behind all others: it is told in the last wave, at the pace of the policy."""
     if draft.rollout.state in (*ENDED, RolloutState.ABORTING) or draft.rollout.at_once:

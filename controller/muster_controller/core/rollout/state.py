@@ -210,7 +210,6 @@ def assembled(
         latency: The binned pairs of each stratum, which only `Stratum` remembers.
     """
     members, controls = tuple(members), tuple(controls)
-    strata: dict[tuple[int, str], Stratum] = {}
     waves: dict[int, int] = {}
     due: dict[float, int] = {}
     failures: dict[str, int] = {}
@@ -221,11 +220,7 @@ def assembled(
         if isinstance(each, Member) and is_settled(each) and each.outcome is Outcome.BAD:
             failures[each.cause] = failures.get(each.cause, 0) + 1
         if each.wave is not None:
-            key = (each.wave, each.device_class)
-            strata[key] = counted(strata.get(key, Stratum(*key, 0, 0, 0, 0)), each, 1)
             waves[each.wave] = waves.get(each.wave, 0) + (each.outcome is Outcome.PENDING)
-    for key, bins in latency.items():
-        strata[key] = replace(strata.get(key, Stratum(*key, 0, 0, 0, 0)), latency=bins)
     queued = sorted(
         (member for member in members if member.wave is not None and is_queued(member)),
         key=lambda member: member.position,
@@ -234,7 +229,7 @@ def assembled(
         rollout,
         members=Map({member.device: member for member in members}),
         controls=Map({(control.wave, control.device): control for control in controls}),
-        strata={key: stratum for key, stratum in strata.items() if stratum.treated or stratum.controls},
+        strata=stratified(((each, 1) for each in everyone), latency),
         open={wave: count for wave, count in waves.items() if count},
         queue=tuple(member.device for member in queued),
         in_flight=sum(is_in_flight(member) for member in members),
@@ -243,6 +238,24 @@ def assembled(
         failures=failures,
         due=due,
     )
+
+
+def stratified(
+    devices: Iterable[tuple[Member | Control, int]], latency: Mapping[tuple[int, str], tuple[tuple[int, int], ...]]
+) -> dict[tuple[int, str], Stratum]:
+    """Return the strata of devices, each with how many there are of its kind.
+
+    Args:
+        latency: As of `assembled`.
+    """
+    strata: dict[tuple[int, str], Stratum] = {}
+    for each, count in devices:
+        if each.wave is not None:
+            key = (each.wave, each.device_class)
+            strata[key] = counted(strata.get(key, Stratum(*key, 0, 0, 0, 0)), each, count)
+    for key, bins in latency.items():
+        strata[key] = replace(strata.get(key, Stratum(*key, 0, 0, 0, 0)), latency=bins)
+    return {key: stratum for key, stratum in strata.items() if stratum.treated or stratum.controls}
 
 
 def is_queued(member: Member) -> bool:
@@ -269,7 +282,7 @@ def due_at(each: Member | Control) -> float | None:
 
 
 def counted(stratum: Stratum, each: Member | Control, sign: int) -> Stratum:
-    """Return `stratum` with what `each` adds to it (sign 1) or no longer adds (-1)."""
+    """Return `stratum` with what `each` adds to it (sign 1; n for n alike) or no longer adds (-1)."""
     if each.assigned_at is None or each.outcome is Outcome.LEFT:
         return stratum
     bad = sign * (each.outcome is Outcome.BAD)
