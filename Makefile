@@ -9,6 +9,7 @@
 #   make check-wheels         that a device can install from wheels alone, on x86-64 and aarch64; asks the index
 #   make bench                measured figures of the README
 #   make bench-rollout        the gate and the rollouts against their peers' rules; ten minutes
+#   make bench-console        what each page costs with 100,000 devices; ten minutes
 #   make bench-metrics        cost, accuracy, noise and drift of the anonymous metrics; ten minutes
 #   make bench-serving        our serving against its peers and the bare engine; needs wrk, takes half an hour
 
@@ -20,7 +21,7 @@ PARTS := shared agent controller simulator
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-browser check audit fuzz wheels sbom check-wheels bench bench-serving bench-rollout bench-metrics lock clean
+.PHONY: help install demo test test-browser check audit fuzz wheels sbom check-wheels bench bench-serving bench-rollout bench-metrics bench-console lock clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -81,6 +82,9 @@ bench-serving: install
 
 bench-metrics: install
 	@PYTHONPATH=tests $(BIN)/python -m bench.metrics $(ARGS)
+
+bench-console: install
+	@PYTHONPATH=tests $(BIN)/python -m bench.console $(ARGS)
 
 bench-rollout: install
 	@PYTHONPATH=tests $(BIN)/python -m bench.rollout $(ARGS)

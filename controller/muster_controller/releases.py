@@ -16,9 +16,10 @@ from muster_controller.errors import NotFound
 from muster_controller.registry.blobs import BlobStore
 from muster_controller.registry.errors import BlobMismatch, BlobMissing, MetadataRefused
 from muster_controller.registry.metadata import release_role
-from muster_controller.registry.tuf_repository import TufRepository
+from muster_controller.registry.tuf_repository import ReleaseChange, TufRepository
 from muster_shared.assignment import Assignment
-from muster_shared.bundle import Manifest, digest, parse_manifest
+from muster_shared.bundle import BundleFile, Manifest, digest, parse_manifest
+from muster_shared.call import Call
 from muster_shared.errors import BundleError
 from muster_shared.ids import ModelName, Sha256
 from muster_shared.messages import ReleaseRef, TrustFiles
@@ -33,6 +34,17 @@ class _Index:
     releases: Mapping[tuple[ModelName, str], ReleaseRef] = field(default_factory=dict)
     manifests: Mapping[Sha256, Manifest] = field(default_factory=dict)
     lengths: Mapping[Sha256, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What publishing would do."""
+
+    change: ReleaseChange
+    manifest: Manifest | None
+    """None: of a revocation or a renewal."""
+    missing: tuple[BundleFile, ...]
+    """Which have to be uploaded before."""
 
 
 class Releases:
@@ -61,8 +73,15 @@ class Releases:
     def manifest(self, bundle: Sha256) -> Manifest | None:
         return self._index.manifests.get(bundle)
 
+    def past_manifest(self, bundle: Sha256, length: int) -> Manifest | None:
+        """Return the manifest of a release, revoked or not; None: its bytes are not here."""
+        return self._index.manifests.get(bundle) or self._read_manifest(bundle, length)
+
     def sign_assignments(self, assignments: Sequence[Assignment]) -> list[bytes]:
         return self.repository.sign_assignments(assignments)
+
+    def sign_call(self, call: Call) -> bytes:
+        return self.repository.sign_call(call)
 
     def blob_length(self, sha256: Sha256) -> int | None:
         return self._index.lengths.get(sha256)
@@ -93,6 +112,17 @@ class Releases:
             self._reload()
             return changed
 
+    def check(self, model: ModelName, manifest: bytes | None, metadata: bytes, now: datetime) -> Checked:
+        """Return what `publish` would do, without doing it: files may still be missing. Arguments, errors: its own."""
+        role = release_role(model)
+        if role not in self.repository.roles():
+            raise NotFound("model", model)
+        parsed = None if manifest is None else self._parse(role, model, manifest)
+        change = self.repository.check_release(role, metadata, manifest, now)
+        files = () if parsed is None else {file.sha256: file for file in parsed.files}.values()
+        missing = tuple(file for file in files if not self.blobs.has(file.sha256))
+        return Checked(change, parsed, missing)
+
     def accept_offline(
         self,
         root: bytes,
@@ -113,10 +143,14 @@ class Releases:
         with self._publishing:
             return self.repository.is_ready and self.repository.refresh_online(now)
 
-    def _take_manifest(self, role: str, model: ModelName, raw: bytes) -> None:
+    def _parse(self, role: str, model: ModelName, raw: bytes) -> Manifest:
         parsed = parse_manifest(raw)
         if parsed.model != model:
             raise MetadataRefused(role, f"the bundle.json is of {parsed.model}")
+        return parsed
+
+    def _take_manifest(self, role: str, model: ModelName, raw: bytes) -> None:
+        parsed = self._parse(role, model, raw)
         for file in parsed.files:
             length = self.blobs.length(file.sha256)
             if length != file.length:

@@ -36,22 +36,29 @@ from muster_controller.api.authentication import Edge
 from muster_controller.api.guard import LOOPBACK
 from muster_controller.api.hub import Change, Hub
 from muster_controller.api.services import Services
+from muster_controller.api.standing import sums
 from muster_controller.api.tls import LOOK_S, PageCertificate
 from muster_controller.audit.book import SAY_HEAD_S, AuditBook
 from muster_controller.audit.checkpoint import open_signer
 from muster_controller.broker.embedded import start_broker
 from muster_controller.broker.nats import STORE as NATS_STORE
+from muster_controller.calling import CallDesk
 from muster_controller.config import BROKER_PORT, BROKER_TLS_PORT, HOST, ServerConfig, TlsFiles
 from muster_controller.db.audit import AuditReader
+from muster_controller.db.call_store import CallStore
+from muster_controller.db.device_samples import DeviceSamples
 from muster_controller.db.engine import find_database
 from muster_controller.db.errors import LedgerError
+from muster_controller.db.hold_store import HoldStore
 from muster_controller.db.ledger import SqlLedger
 from muster_controller.db.metrics_store import MetricsStore
 from muster_controller.db.once_store import OnceStore
 from muster_controller.db.operator_store import OperatorStore
 from muster_controller.db.receiver_store import ReceiverStore
+from muster_controller.db.sample_store import SampleStore
 from muster_controller.db.side import SideDatabase
 from muster_controller.db.snapshot import Touched
+from muster_controller.db.view_store import ViewStore
 from muster_controller.errors import ServerUnavailable
 from muster_controller.export.otlp import Pusher
 from muster_controller.export.reading import MetricsReading
@@ -60,6 +67,7 @@ from muster_controller.gateway.door import Door
 from muster_controller.gateway.fleet_thread import Chore, FleetThread
 from muster_controller.gateway.standing import Standing
 from muster_controller.gateway.wire import LinkWire
+from muster_controller.holds import Holds, without_held
 from muster_controller.identity.ca import Paths
 from muster_controller.identity.desk import IdentityDesk, broker_url_for_devices
 from muster_controller.logs import configure_logs
@@ -70,6 +78,7 @@ from muster_controller.operators.local import write_local
 from muster_controller.operators.oidc import Oidc
 from muster_controller.operators.passwords import Passwords
 from muster_controller.operators.service import LINK_S, Operators
+from muster_controller.ports import Device
 from muster_controller.registry import durable
 from muster_controller.registry.blobs import BlobStore
 from muster_controller.registry.keys import encode_online_keys
@@ -78,12 +87,14 @@ from muster_controller.releases import Releases
 from muster_controller.review.desk import LOOK_S as REVIEW_LOOK_S
 from muster_controller.review.desk import ReviewDesk
 from muster_controller.review.sources import Sources
+from muster_controller.sampling import Sampler
 from muster_controller.web.frame import add_pages
 from muster_controller.web.pages import ROUTERS
 from muster_controller.whereabouts import Running, publish_running
 from muster_shared import ids, topics
 from muster_shared.ids import FleetId
 from muster_shared.link import Link, LinkConfig, parse_broker_url
+from muster_shared.messages import Twin
 
 DATABASE_FILE = "muster.db"
 LOCK_FILE = "lock"
@@ -95,6 +106,7 @@ BROKER_READY_S = 20.0
 HTTP_READY_S = 20.0
 REFRESH_TRUST_S = 60.0
 RELABEL_S = 1.0
+HOLDS_S = 5.0
 PRUNE_S = 86_400.0
 SERIES_S = 20.0  # Between looks whether five minutes have ended.
 METRICS_PRUNE_S = 60.0  # A day of each period at a time, so that no write is long.
@@ -214,6 +226,24 @@ class Controller:
         reading = MetricsReading(side)
         sources = Sources(fleet_id, reading, ledger.committed, releases, identity)
         reviews = ReviewDesk(side, ReceiverStore(side, time.time), sources.facts, time.time)
+        hold_store = HoldStore(side, time.time)
+        holds = Holds(hold_store.all)
+        holds.refresh()
+        calls = CallDesk(
+            fleet_id,
+            CallStore(side, time.time),
+            releases,
+            time.time,
+            lambda device: hub.changed(Change("device", device)),
+        )
+        device_samples = DeviceSamples(side, time.time)
+
+        def heard(before: Device, twin: Twin) -> None:
+            hold = holds(twin.device)
+            if hold is None or not hold.is_out:  # What is quarantined counts for nothing, in no alert either.
+                operations.twin(before, twin)
+            device_samples.heard(twin)
+
         fleet = Fleet(
             fleet_id,
             ledger=ledger,
@@ -223,7 +253,9 @@ class Controller:
             random=random.Random(config.seed),
             session=session,
             labels=(lambda device: {}) if config.open_lab else identity.labels,
-            heard=operations.twin,
+            heard=heard,
+            holds=holds,
+            answered=calls.answered,
         )
 
         def relabel() -> None:
@@ -231,6 +263,12 @@ class Controller:
             if changed:
                 fleet.relabel(changed)
                 identity.labels.took(changed)
+
+        def follow_holds() -> None:
+            changed = holds.refresh()  # Another controller of the database may have taken the order.
+            if changed:
+                fleet.held(changed)
+                holds.took(changed)
 
         def prune_metrics() -> None:
             metrics.prune(time.time())
@@ -261,6 +299,7 @@ class Controller:
             chores=(
                 Chore("refresh_trust", REFRESH_TRUST_S, refresh_trust),
                 Chore("relabel", RELABEL_S, relabel),
+                Chore("holds", HOLDS_S, follow_holds),
                 Chore("audit_head", SAY_HEAD_S, audit.say_head),
                 Chore("sweep_credentials", PRUNE_S, operators.sweep),
                 *(() if certificate is None else (Chore("page_certificate", LOOK_S, certificate.turn),)),
@@ -268,6 +307,7 @@ class Controller:
                 Chore("series", SERIES_S, operations.flush),
                 Chore("review", REVIEW_LOOK_S, reviews.turn),
                 Chore("metrics_prune", METRICS_PRUNE_S, prune_metrics),
+                Chore("device_samples", SERIES_S, device_samples.flush),
             ),
             on_moved=fleet.moved,
             on_mixed=ingest.received,
@@ -282,7 +322,7 @@ class Controller:
                 fleet=fleet_id,
                 side=side,
                 metrics=metrics,
-                committed=ledger.committed,
+                committed=lambda: without_held(ledger.committed(), holds),
                 identity=identity,
                 releases=releases,
                 page=self._page_file(),
@@ -295,6 +335,10 @@ class Controller:
         )
         engine.start()
         stack.callback(engine.stop)
+        fleet_samples = SampleStore(side)
+        sampler = Sampler(fleet_samples, lambda: sums(ledger.committed()), lambda: thread.standing.leads, time.time)
+        sampler.start()
+        stack.callback(sampler.stop)
 
         services = Services(
             fleet_id=fleet_id,
@@ -313,12 +357,19 @@ class Controller:
             metrics_reading=reading,
             reviews=reviews,
             once=OnceStore(side, time.time),
+            holds=holds,
+            hold_store=hold_store,
+            calls=calls,
+            device_samples=device_samples,
+            fleet_samples=fleet_samples,
+            views=ViewStore(side, time.time),
             fleet=thread,
             hub=hub,
             broker_connected=lambda: door.is_connected,
             counters=lambda: _counters(fleet, thread, wire, door),
             operators=operators,
             open_lab=config.open_lab,
+            page_certificate=self._page_file(),
             edge=Edge(operators, frozenset(each.lower() for each in (*LOOPBACK, config.host, *config.names))),
             oidc=None if config.oidc is None else Oidc(config.oidc),
         )

@@ -1,15 +1,26 @@
 """A demo whose fleet goes on, and a Chromium that is logged in to its controller."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Response, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from harness.console import Demo, find_chromium, running_demo
+from harness.visits import WAIT_MS, Visits
 
-DESKTOP = {"width": 1280, "height": 900}
-PHONE = {"width": 390, "height": 844}
+expect.set_options(timeout=WAIT_MS)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep whether a test passed, for stories whose steps need those before them."""
+    report = yield
+    if report.when == "call":
+        item.user_properties.append(("passed", report.passed))
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -30,47 +41,20 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def troubles() -> list[str]:
-    """What the browser's console said is wrong, and answers that were errors: nothing, after a test that passes."""
-    return []
+def visit(demo: Demo, chromium: Browser) -> Iterator[Visits]:
+    """Return what opens pages: `visit("/devices", phone=True, theme="dark")`."""
+    visits = Visits(demo, chromium)
+    yield visits
+    visits.end()
 
 
 @pytest.fixture
-def visit(demo: Demo, chromium: Browser, troubles: list[str]) -> Iterator[Callable[..., Page]]:
-    """Return what opens a page of its own context: `visit(path, phone=False, theme="light", token=None)`."""
-    contexts: list[BrowserContext] = []
-
-    def said(message: ConsoleMessage) -> None:
-        if message.type == "error":
-            troubles.append(message.text)
-
-    def answered(response: Response) -> None:
-        if response.status >= 400:
-            troubles.append(f"{response.status} {response.url}")
-
-    def visit(path: str, *, phone: bool = False, theme: str = "light", token: str | None = None) -> Page:
-        context = chromium.new_context(
-            base_url=demo.url,
-            viewport=PHONE if phone else DESKTOP,  # type: ignore[arg-type]  # Its keys are those of ViewportSize.
-            color_scheme=theme,  # type: ignore[arg-type]  # "light" or "dark".
-            extra_http_headers={"Authorization": f"Bearer {token or demo.token}"},
-            timezone_id="Europe/Oslo",
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", said)
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("response", answered)
-        page.goto(path)
-        page.wait_for_selector("#link[data-state=live]")
-        return page
-
-    yield visit
-    for each in contexts:
-        each.close()
+def troubles(visit: Visits) -> list[str]:
+    """What went wrong in the browser: nothing, after a test that passes."""
+    return visit.troubles
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where screenshots go, for people to look at."""
     folder = tmp_path_factory.getbasetemp() / "shots"

@@ -24,7 +24,7 @@ from muster_controller.identity.ca import FleetCa
 from muster_controller.identity.enrolment import Approval, IdentityState
 from muster_controller.identity.errors import EnrolmentConflict
 from muster_controller.identity.labels import GrantedLabels
-from muster_controller.identity.service import CERTIFICATES_AN_HOUR, EnrolmentService, Reached
+from muster_controller.identity.service import CERTIFICATES_AN_HOUR, EXPIRIES_KEPT_S, EnrolmentService, Reached
 from muster_shared.enrolment import EnrolmentToken, Granted, Refused, Waiting
 from muster_shared.ids import DeviceId, FleetId
 
@@ -428,3 +428,38 @@ def test_a_grant_that_cannot_be_written_down_is_none(world: World) -> None:
     assert (world.service.tokens()[0].uses, world.service.admitted()) == (0, [])
     with pytest.raises(LedgerError):
         world.service.revoke_token(token.id)
+
+
+# -- how certificates run out ------------------------------------------------------------------------------------------
+
+
+def test_certificates_are_counted_by_when_each_devices_newest_runs_out(world: World) -> None:
+    token = world.token(uses=3)
+    devices = [AskingDevice(f"dev-{number}") for number in (1, 2, 3)]
+    for device in devices:
+        assert isinstance(world.service.answer(device.asks(world.clock(), token)), Granted)
+        world.clock.now += DAY_S / 4
+    world.clock.now += 4 * DAY_S
+    assert isinstance(world.service.answer(devices[0].asks(world.clock())), Granted)
+    world.service.revoke(DeviceId("dev-3"))
+
+    found = world.service.expiries(DAY_S, 5)
+    world.clock.now += 3 * DAY_S
+    later = world.controller().expiries(DAY_S, 5)
+
+    assert (dict(found.steps), found.lapsed, found.revoked) == ({2: 1, 7: 1}, 0, 1)
+    assert [name for name, _ in found.soonest] == ["dev-2", "dev-1"]
+    assert (sum(later.steps.values()), later.lapsed) == (1, 1)
+
+
+def test_the_count_is_kept_for_a_moment(world: World) -> None:
+    before = world.service.expiries(DAY_S, 5)
+    token = world.token()
+    world.service.answer(AskingDevice("dev-1").asks(world.clock(), token))
+
+    at_once = world.service.expiries(DAY_S, 5)
+    world.clock.now += EXPIRIES_KEPT_S + 1.0
+    later = world.service.expiries(DAY_S, 5)
+
+    assert at_once is before
+    assert (dict(before.steps), sum(later.steps.values())) == ({}, 1)

@@ -39,6 +39,7 @@ class ControllerProcess:
     module: str = "muster_controller.cli.main"
     """What is run instead, with the same arguments, by benchmarks that watch it from within."""
     environment: dict[str, str] = field(default_factory=dict)
+    ready_s: float = READY_S
 
     def start(self) -> Running:
         """Start it and wait until it answers."""
@@ -49,7 +50,7 @@ class ControllerProcess:
         with (self.folder / "controller.log").open("ab") as out:
             environment = {**os.environ, "MUSTER_URL": "", **self.environment}
             self.process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
-        deadline = time.monotonic() + READY_S
+        deadline = time.monotonic() + self.ready_s
         while time.monotonic() < deadline and self.process.poll() is None:
             running = read_running(data)
             if running is not None and running.pid == self.process.pid:

@@ -101,6 +101,8 @@ class Puppets:
                 match topics.parse(self.fleet, topic):
                     case topics.ControllerTopic():
                         self._report_all()
+                    case DeviceTopic(_, Channel.ASSIGNMENT) if not payload:
+                        pass  # It was decommissioned: nothing is retained any more.
                     case DeviceTopic(device, Channel.ASSIGNMENT) if device in self._away:
                         self._missed[device] = payload
                     case DeviceTopic(device, Channel.ASSIGNMENT) if device in self.names:

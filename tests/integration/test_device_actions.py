@@ -1,6 +1,7 @@
 """Pins, quarantine, decommission and calls at a whole controller: over the API, with puppets for devices."""
 
 import json
+import random
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -79,8 +80,8 @@ def test_a_plan_counts_no_quarantined_device_and_names_the_pinned(desk: Desk) ->
     desk.http.post("/devices/dev-a/quarantine", json={}).raise_for_status()
     desk.http.post("/devices/dev-b/pin", json={}).raise_for_status()
 
-    order = {"model": MODEL, "version": "1.0.0", "policy": {**QUICK, "waves": ["100%"]}}
-    plan = desk.http.post("/rollouts", json=order, params={"dry_run": True}).raise_for_status().json()
+    order = {"model": MODEL, "version": "1.0.0", "policy": {**QUICK, "waves": ["100%"]}, "dry_run": True}
+    plan = desk.http.post("/rollouts", json=order).raise_for_status().json()
 
     assert plan["devices"] == 2
     assert any("pinned" in each for each in plan["warnings"])
@@ -102,7 +103,8 @@ class Ear:
 
     def __init__(self, desk: Desk) -> None:
         self.heard: list[dict[str, Any]] = []
-        self.link = Link(LinkConfig(parse_broker_url(desk.controller.broker_url), client_id="ear"), self._on_item)
+        config = LinkConfig(parse_broker_url(desk.controller.broker_url), client_id="ear")
+        self.link = Link(config, self._on_item, rng=random.Random(1))
         self.link.subscribe([f"{topics.ROOT}/test/device/dev-a/call"])
         self.link.start()
 

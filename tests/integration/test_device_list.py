@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import httpx
 import pytest
@@ -152,3 +153,18 @@ def test_in_an_open_lab_labels_are_the_devices_own(desk: Desk) -> None:
 
     assert is_problem(desk.http.post("/devices/labels", json=order), 409, "conflict")
     assert desk.hire("vic", "operator").post("/devices/labels", json=order).status_code == 403
+
+
+def test_an_edit_of_labels_says_whose_and_is_refused_where_the_list_moved_on(tmp_path: Path) -> None:
+    with open_desk(tmp_path, open_lab=False) as desk:
+        nobody = desk.http.post("/devices/labels", json={"selector": "site=oslo", "changes": ["line=1"]}).json()
+        moved = desk.http.post("/devices/labels", json={"selector": "", "set": {"line": "1"}, "expect": 3})
+        unsaid = desk.http.post("/devices/labels", json={"set": {"line": "1"}})
+        misspelt = desk.http.post("/devices/labels", json={"where": {"sate": "failing"}, "set": {"line": "1"}})
+        own = desk.http.post("/devices/labels", json={"selector": "", "set": {"hw/class": "nuc"}})
+
+    assert nobody == {"devices": 0, "changed": 0, "unchanged": 0, "without_identity": 0, "dry_run": False}
+    assert is_problem(moved, 409, "conflict")
+    assert is_problem(unsaid, 422, "name-invalid")
+    assert misspelt.status_code == 422
+    assert is_problem(own, 422, "name-invalid")

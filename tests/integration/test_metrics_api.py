@@ -358,7 +358,8 @@ def test_the_page_of_a_model_shows_figures_timelines_and_the_slice_that_got_wors
     shown = page(desk, f"/models/{MODEL}/metrics?days=30")
 
     assert "Right answers" in shown
-    assert shown.count('<path class="band"') >= 4
+    assert shown.count('data-plot="plot"') == 4
+    assert shown.count('"band":[[') == 4
     assert "1.1.0 against 1.0.0" in shown
     assert "Worse where it counts" in shown
     assert 'value="0.400"' in shown  # Of the day's budget.

@@ -149,8 +149,7 @@ def test_where_a_release_serves_is_counted_and_two_are_compared(desk: Desk) -> N
     with closing(Puppets(desk.controller.broker_url, names, classes=("pi5", "nuc"))):
         wait_for(desk, 4)
         for version in ("1.0.0", "2.0.0"):
-            rollout = desk.roll_out(version).json()["id"]
-            until(lambda rollout=rollout: desk.state(rollout) == "finished")
+            _roll_out(desk, version)
         use = until(lambda: _where(desk, "2.0.0", 4))
         before = desk.get(f"/models/{MODEL}/versions/1.0.0/use")
         compared = desk.get(f"/models/{MODEL}/compare", before="1.0.0", after="2.0.0")
@@ -185,6 +184,11 @@ def test_where_a_release_serves_is_counted_and_two_are_compared(desk: Desk) -> N
     assert "hw%2Fclass%3Dpi5" in pages[f"/models/{MODEL}/versions/2.0.0"].text
     assert desk.page("/models/nobody").status_code == 404
     assert desk.page(f"/models/{MODEL}/versions/9.0.0").status_code == 404
+
+
+def _roll_out(desk: Desk, version: str) -> None:
+    rollout = desk.roll_out(version).json()["id"]
+    until(lambda: desk.state(rollout) == "finished")
 
 
 def _where(desk: Desk, version: str, devices: int) -> dict[str, object] | None:

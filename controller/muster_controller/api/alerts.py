@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 
 from muster_controller.alerts.desk import Standing
+from muster_controller.alerts.mqtt import Login
 from muster_controller.api.authentication import Who, because, require
 from muster_controller.api.fleet import Limit
 from muster_controller.api.hub import Change
@@ -31,7 +32,7 @@ from muster_controller.api.schemas.operators import Because
 from muster_controller.api.services import Given, Services
 from muster_controller.core.alerts.machine import Alert, Silence, State, is_silenced
 from muster_controller.core.alerts.rules import RULES
-from muster_controller.db.receiver_store import Queue
+from muster_controller.db.receiver_store import Kind, Queue
 from muster_controller.operators.errors import Forbidden
 from muster_controller.operators.roles import Permission, Principal
 
@@ -129,8 +130,12 @@ def list_receivers(given: Given, limit: Limit = 100, cursor: Offset = None) -> R
 def add_receiver(given: Given, order: NewReceiver) -> ReceiverMade:
     """Add a receiver. The secret of a webhook's signature is in this answer and nowhere else."""
     with because(order.reason):
-        made = given.alerts.add_receiver(order.name, order.kind, order.address, order.severities, reviews=order.reviews)
-    return ReceiverMade(receiver=_receiver(Standing(made, Queue())), secret=made.secret or None)
+        login = Login(password=order.password, ca=order.ca, certificate=order.certificate)
+        made = given.alerts.add_receiver(
+            order.name, order.kind, order.address, order.severities, reviews=order.reviews, login=login
+        )
+    secret = made.secret if made.kind is Kind.WEBHOOK else None
+    return ReceiverMade(receiver=_receiver(Standing(made, Queue())), secret=secret)
 
 
 @router.delete("/receivers/{name}", status_code=204, dependencies=_ADMINISTER)

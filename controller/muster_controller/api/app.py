@@ -8,11 +8,14 @@ from muster_controller import __version__
 from muster_controller.api import (
     alerts,
     audit,
+    device_actions,
     devices,
     diff,
     export,
     fleet,
     identity,
+    keys,
+    labels,
     metrics,
     mixers,
     models,
@@ -21,8 +24,10 @@ from muster_controller.api import (
     policies,
     problems,
     prometheus,
+    releases,
     review,
     rollouts,
+    saved_views,
     sessions,
 )
 from muster_controller.api.guard import Guard
@@ -81,7 +86,12 @@ def create_app(services: Services) -> FastAPI:
     for module in (
         fleet,
         devices,
+        labels,
+        saved_views,
+        device_actions,
         models,
+        releases,
+        keys,
         rollouts,
         policies,
         diff,

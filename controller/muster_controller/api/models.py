@@ -19,10 +19,9 @@ from muster_controller.api.schemas import (
     Published,
     TrustChanged,
     TrustPage,
-    VersionDetail,
 )
 from muster_controller.api.services import Given
-from muster_controller.api.views import model_views, version_detail
+from muster_controller.api.views import model_views
 from muster_controller.errors import NotFound
 from muster_controller.operators.roles import Permission
 from muster_controller.registry.metadata import RELEASE_PREFIX, release_role
@@ -55,16 +54,6 @@ def show_model(given: Given, model: str) -> ModelView:
     if found is None:
         raise NotFound("model", model)
     return found
-
-
-@router.get("/models/{model}/versions/{version}", tags=["models"], dependencies=READ)
-def show_version(given: Given, model: str, version: str) -> VersionDetail:
-    """One release: what its manifest says."""
-    release = given.releases.release(ModelName(model), version)
-    manifest = None if release is None else given.releases.manifest(release.bundle_sha256)
-    if release is None or manifest is None:
-        raise NotFound("model", f"{model} {version}")
-    return version_detail(release, manifest)
 
 
 @router.get("/models/{model}/metadata", tags=["models"], dependencies=READ, response_class=Response)

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from math import exp
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -26,6 +26,7 @@ from muster_controller.api.schemas.rollouts import (
     WaveView,
 )
 from muster_controller.core.gate.evidence import HOLD, Evidence, Terms
+from muster_controller.core.rollout.alike import Alike, Summed, one_by_one
 from muster_controller.core.rollout.draft import terms, weigh
 from muster_controller.core.rollout.events import Plot
 from muster_controller.core.rollout.explain import Explained, Presence
@@ -40,6 +41,7 @@ from muster_controller.core.rollout.state import (
     is_in_flight,
     is_queued,
 )
+from muster_controller.holds import FindHold, nobody
 from muster_controller.policy_document import written
 from muster_controller.ports import Device
 from muster_shared.ids import DeviceId
@@ -49,13 +51,17 @@ LARGEST = 1e300
 
 
 def rollout_summary(rollout: Rollout) -> RolloutSummary:
-    return RolloutSummary(**_fields(rollout, weigh(rollout)))
+    return RolloutSummary(**_fields(rollout, weigh(rollout), one_by_one(rollout)))
+
+
+def summed_view(found: Summed) -> RolloutSummary:
+    return RolloutSummary(**_fields(found.rollout, weigh(found.rollout), found.groups))
 
 
 def rollout_detail(rollout: Rollout, now: float) -> RolloutDetail:
     found = weigh(rollout)
     return RolloutDetail(
-        **_fields(rollout, found),
+        **_fields(rollout, found, one_by_one(rollout)),
         outlook=outlook(rollout, now),
         orders=list(orders(rollout, now)),
         policy=msgspec.to_builtins(rollout.policy),
@@ -86,7 +92,7 @@ def rollout_detail(rollout: Rollout, now: float) -> RolloutDetail:
     )
 
 
-def _fields(rollout: Rollout, found: Evidence) -> dict[str, Any]:
+def _fields(rollout: Rollout, found: Evidence, devices: Iterable[Alike]) -> dict[str, Any]:
     return {
         "id": rollout.id,
         "model": rollout.model,
@@ -104,7 +110,7 @@ def _fields(rollout: Rollout, found: Evidence) -> dict[str, Any]:
         "created_by": rollout.created_by,
         "ended_at": rollout.ended_at,
         "due_at": None if rollout.state in ENDED else rollout.due_at,
-        "counts": _counts(rollout),
+        "counts": _counts(devices),
         "e": min(found.e, LARGEST),
         "hold_e": min(found.hold_e, LARGEST),
         "hold_at": HOLD,
@@ -112,25 +118,24 @@ def _fields(rollout: Rollout, found: Evidence) -> dict[str, Any]:
     }
 
 
-def _counts(rollout: Rollout) -> RolloutCounts:
-    members = rollout.members.values()
-    outcomes = Counter(member.outcome for member in members)
-    queued = sum(map(is_queued, members))
-    flying = [member for member in members if is_in_flight(member)]
-    return RolloutCounts(
-        devices=len(rollout.members),
-        waiting=outcomes[Outcome.PENDING] - queued - len(flying),
-        queued=queued,
-        pending=len(flying),
-        deferred=sum(member.deferred_until is not None for member in flying),
-        retrying=sum(member.retry_at is not None for member in flying),
-        good=outcomes[Outcome.GOOD],
-        bad=outcomes[Outcome.BAD],
-        left=outcomes[Outcome.LEFT],
-        returned=sum(member.returned for member in members),
-        controls=sum(control.assigned_at is not None for control in rollout.controls.values()),
-        bytes_fetched=sum(member.bytes_fetched for member in members),
-    )
+def _counts(devices: Iterable[Alike]) -> RolloutCounts:
+    found = Counter[str]()
+    for each, count, fetched in devices:
+        if isinstance(each, Control):
+            found["controls"] += count * (each.assigned_at is not None)
+            continue
+        found["devices"] += count
+        found["returned"] += count * each.returned
+        found["bytes_fetched"] += fetched
+        if is_in_flight(each):
+            found["pending"] += count
+            found["deferred"] += count * (each.deferred_until is not None)
+            found["retrying"] += count * (each.retry_at is not None)
+        elif is_queued(each):
+            found["queued"] += count
+        else:
+            found["waiting" if each.outcome is Outcome.PENDING else each.outcome.value] += count
+    return RolloutCounts(**{name: found[name] for name in RolloutCounts.model_fields})
 
 
 def evidence_view(found: Evidence) -> EvidenceView:
@@ -225,9 +230,24 @@ def _wave(rollout: Rollout, wave: int, members: list[Member], controls: list[Con
 
 def member_views(rollout: Rollout) -> Iterator[MemberView]:
     """Yield the treated and the waiting in their order, then the controls by wave."""
-    yield from map(_member, in_order(rollout.members.values()))
+    return map(member_view, everybody(rollout))
+
+
+def everybody(rollout: Rollout) -> Iterator[Member | Control]:
+    """Yield the treated and the waiting in their order, then the controls by wave."""
+    yield from in_order(rollout.members.values())
     for _, control in sorted(rollout.controls.items()):
-        yield _control(control)
+        yield control
+
+
+def arm_of(each: Member | Control) -> Literal["treated", "control", "waiting"]:
+    if isinstance(each, Control):
+        return "control"
+    return "waiting" if each.wave is None else "treated"
+
+
+def member_view(each: Member | Control) -> MemberView:
+    return _control(each) if isinstance(each, Control) else _member(each)
 
 
 def _member(member: Member) -> MemberView:
@@ -235,7 +255,7 @@ def _member(member: Member) -> MemberView:
         device=member.device,
         device_class=member.device_class,
         wave=member.wave,
-        arm="waiting" if member.wave is None else "treated",
+        arm=arm_of(member),
         outcome=member.outcome.value,
         cause=member.cause,
         reason=member.reason,
@@ -284,10 +304,13 @@ def _control(control: Control) -> MemberView:
     )
 
 
-def presences(devices: Mapping[DeviceId, Device], rollout: Rollout) -> dict[DeviceId, Presence]:
+def presences(
+    devices: Mapping[DeviceId, Device], rollout: Rollout, holds: FindHold = nobody
+) -> dict[DeviceId, Presence]:
     """Return what is known of the rollout's devices beside it."""
     known = ((name, devices.get(name)) for name in rollout.members)
-    return {name: Presence(each.online, each.seen_at) for name, each in known if each is not None}
+    held = ((each, holds(name)) for name, each in known if each is not None)
+    return {each.id: Presence(each.online, each.seen_at, None if hold is None else hold.held) for each, hold in held}
 
 
 def waiting_views(

@@ -1,7 +1,6 @@
 """Routes: rollouts, their evidence, who waits for what, and orders to them."""
 
 from collections import Counter
-from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
@@ -11,18 +10,20 @@ from muster_controller.api.authentication import Who, demand, require
 from muster_controller.api.paging import Offset, paged
 from muster_controller.api.planning import plan
 from muster_controller.api.policies import read_policy
+from muster_controller.api.report import TIMELINE_MAX, markdown, report
 from muster_controller.api.rollout_views import (
-    member_views,
+    arm_of,
+    everybody,
+    member_view,
     point_view,
     presences,
     rollout_detail,
-    rollout_summary,
+    summed_view,
     waiting_views,
 )
 from muster_controller.api.schemas import (
     EvidencePage,
     MemberPage,
-    MemberView,
     Ordering,
     Plan,
     RollbackOrder,
@@ -31,13 +32,15 @@ from muster_controller.api.schemas import (
     RolloutPage,
     WaitingPage,
 )
+from muster_controller.api.schemas.rollout_report import RolloutReport
 from muster_controller.api.schemas.rollouts import OutcomeWord
-from muster_controller.api.services import Given
+from muster_controller.api.services import Given, Services
+from muster_controller.api.views import note_view
 from muster_controller.core.policy import Policy, PolicyInvalid
 from muster_controller.core.rollout.events import Order
 from muster_controller.core.rollout.explain import Why, who_waits
 from muster_controller.core.rollout.outlook import outlook
-from muster_controller.core.rollout.state import ENDED, RolloutState
+from muster_controller.core.rollout.state import ENDED, Control, Member, RolloutState
 from muster_controller.core.selector import contradiction
 from muster_controller.core.selector import parse as parse_selector
 from muster_controller.operators.errors import Forbidden
@@ -51,6 +54,8 @@ router = APIRouter(tags=["rollouts"], dependencies=[require(Permission.VIEW)])
 OPERATE = [require(Permission.OPERATE)]
 
 Limit = Annotated[int, Query(ge=1, le=PAGE_MAX, description="At most so many.")]
+MARKDOWN_TYPE = "text/markdown; charset=utf-8"
+MARKDOWN: dict[int | str, dict[str, Any]] = {200: {"description": "Markdown.", "content": {"text/markdown": {}}}}
 PLANNED: dict[int | str, dict[str, Any]] = {200: {"model": Plan, "description": "A dry run: what would happen."}}
 
 
@@ -59,14 +64,16 @@ def list_rollouts(
     given: Given,
     state: RolloutState | None = None,
     model: Annotated[str | None, Query(max_length=64)] = None,
+    q: Annotated[
+        str | None, Query(max_length=100, description="What its id, model, creator or reason has somewhere.")
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=200, description="At most so many.")] = 50,
     cursor: Annotated[str | None, Query(max_length=64, description="`next` of the page before.")] = None,
 ) -> RolloutPage:
     """Rollouts, newest first."""
-    after = None if cursor is None else given.rollout(RolloutId(cursor)).id
+    after = None if cursor is None else given.rollout_id(cursor)
     word = None if state is None else state.value
-    found = given.reader.rollouts(limit, model=model, state=word, after=after)
-    views = [rollout_summary(rollout) for rollout in found]
+    views = [summed_view(each) for each in given.reader.summed(limit, model=model, state=word, after=after, text=q)]
     return RolloutPage(rollouts=views, next=views[-1].id if len(views) == limit else None)
 
 
@@ -77,7 +84,7 @@ async def create_rollout(given: Given, who: Who, order: RolloutOrder, response: 
     release = given.release(order.model, order.version)
     if order.dry_run:
         response.status_code = 200
-        return plan(given.committed(), release, given.releases.manifest, policy)
+        return plan(given.committed(), release, given.releases.manifest, policy, given.holds)
     rollout = await given.fleet.call(
         lambda fleet: fleet.create_rollout(release.model, release.version, policy, who.name)
     )
@@ -103,7 +110,7 @@ async def roll_back_model(
     release = given.release(model, order.to)
     if order.dry_run:
         response.status_code = 200
-        return plan(given.committed(), release, given.releases.manifest, policy)
+        return plan(given.committed(), release, given.releases.manifest, policy, given.holds)
     rollout = await given.fleet.call(
         lambda fleet: fleet.roll_back(ModelName(model), order.to, who.name, order.reason, policy)
     )
@@ -129,15 +136,12 @@ def list_members(
 ) -> MemberPage:
     """Every device of the rollout: treated and waiting in their random order, then the controls."""
 
-    def fitting(views: Iterable[MemberView]) -> Iterable[MemberView]:
-        for view in views:
-            if not given.sees(view.device):
-                continue
-            if outcome in (None, view.outcome) and wave in (None, view.wave) and arm in (None, view.arm):
-                yield view
+    def fits(each: Member | Control) -> bool:
+        is_so = outcome in (None, each.outcome.value) and wave in (None, each.wave) and arm in (None, arm_of(each))
+        return is_so and given.sees(each.device)
 
-    page, following = paged(fitting(member_views(given.rollout(RolloutId(rollout_id)))), cursor, limit)
-    return MemberPage(members=page, next=following)
+    page, following = paged(filter(fits, everybody(given.rollout(RolloutId(rollout_id)))), cursor, limit)
+    return MemberPage(members=[member_view(each) for each in page], next=following)
 
 
 @router.get("/rollouts/{rollout_id}/waiting")
@@ -150,7 +154,7 @@ def list_waiting(
 ) -> WaitingPage:
     """Each device that has no outcome yet, or is out of it, and why."""
     rollout, now = given.rollout(RolloutId(rollout_id)), given.clock()
-    fleet = presences(given.committed().devices, rollout)
+    fleet = presences(given.committed().devices, rollout, given.holds)
     found = [each for each in who_waits(rollout, fleet, now) if given.sees(each.device)]
     page, following = paged((each for each in found if why in (None, each.why)), cursor, limit)
     return WaitingPage(
@@ -165,9 +169,29 @@ def list_waiting(
 @router.get("/rollouts/{rollout_id}/evidence")
 def show_evidence(given: Given, rollout_id: str, limit: Limit = PAGE_MAX, cursor: Offset = None) -> EvidencePage:
     """How the evidence grew: a point whenever it moved, reports came in, or the state changed."""
-    rollout = given.rollout(RolloutId(rollout_id))
-    page, following = paged(given.reader.points(rollout.id), cursor, limit)
+    points = given.reader.points(given.rollout_id(rollout_id))
+    page, following = paged(points, cursor, limit)
     return EvidencePage(points=[point_view(point) for point in page], next=following)
+
+
+@router.get("/rollouts/{rollout_id}/report")
+def report_rollout(given: Given, rollout_id: str) -> RolloutReport:
+    """What was ordered, what came of it and why: one document to keep and to share."""
+    return report_of(given, rollout_id)
+
+
+@router.get("/rollouts/{rollout_id}/report.md", response_class=Response, responses=MARKDOWN)
+def report_rollout_in_words(given: Given, rollout_id: str) -> Response:
+    """The same as Markdown."""
+    return Response(markdown(report_of(given, rollout_id)), media_type=MARKDOWN_TYPE)
+
+
+def report_of(given: Services, rollout_id: str) -> RolloutReport:
+    """Raises NotFound."""
+    rollout = given.rollout(RolloutId(rollout_id))
+    points = [point_view(point) for point in given.reader.points(rollout.id)]
+    notes = [note_view(each) for each in given.reader.notes(subject=rollout.id, limit=TIMELINE_MAX)]
+    return report(rollout, points, notes, given.clock(), given.sees)
 
 
 @router.post("/rollouts/{rollout_id}/{order}", dependencies=OPERATE)

@@ -1,8 +1,9 @@
 """What the routes and the page stand on, made by `server` and handed to the app."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -15,25 +16,34 @@ from muster_controller.api.schemas import ExpiryView, Status, VersionView
 from muster_controller.api.standing import sums
 from muster_controller.api.views import newest_baselines
 from muster_controller.audit.book import AuditBook
+from muster_controller.calling import CallDesk
 from muster_controller.core.metrics.statement import markdown
 from muster_controller.core.rollout.state import Rollout
+from muster_controller.core.selector import parse
+from muster_controller.db.device_samples import DeviceSamples
+from muster_controller.db.hold_store import HoldStore
 from muster_controller.db.metrics_store import MetricsStore
 from muster_controller.db.once_store import OnceStore
 from muster_controller.db.reader import LedgerReader
+from muster_controller.db.sample_store import SampleStore
 from muster_controller.db.snapshot import Committed
+from muster_controller.db.view_store import ViewStore
 from muster_controller.errors import NotFound
 from muster_controller.export.reading import MetricsReading
 from muster_controller.fleet import Fleet
+from muster_controller.fleet_part import part_of
 from muster_controller.gateway.fleet_thread import FleetThread
-from muster_controller.groups import labels_of
+from muster_controller.holds import Holds
 from muster_controller.identity.desk import IdentityDesk
 from muster_controller.metrics.stating import stated
 from muster_controller.operators.oidc import Oidc
-from muster_controller.operators.roles import Principal, fits
+from muster_controller.operators.roles import Principal
 from muster_controller.operators.service import Operators
 from muster_controller.ports import Device
+from muster_controller.rehearsing import Rehearsals
 from muster_controller.releases import Releases
 from muster_controller.review.desk import ReviewDesk
+from muster_controller.served import Served
 from muster_shared import ids
 from muster_shared.ids import DeviceId, FleetId, ModelName, RolloutId
 from muster_shared.messages import ReleaseRef
@@ -65,6 +75,13 @@ class Services:
     metrics_reading: MetricsReading
     reviews: ReviewDesk
     once: OnceStore
+    holds: Holds
+    """Which devices rollouts leave alone, as of a moment ago."""
+    hold_store: HoldStore
+    calls: CallDesk
+    device_samples: DeviceSamples
+    fleet_samples: SampleStore
+    views: ViewStore
     open_lab: bool = False
     """Whether the broker takes anybody on this machine."""
     oidc: Oidc | None = None
@@ -72,6 +89,10 @@ class Services:
     """Whose eyes these services see with; None: the controller's own."""
     whole: Callable[[], Committed] | None = None
     """Where `committed` is a part: all of it."""
+    page_certificate: Path | None = None
+    """The file with the certificate of page and API; None: they speak plain HTTP."""
+    served: Served = field(default_factory=Served)
+    rehearsals: Rehearsals = field(default_factory=Rehearsals)
 
     def seen_by(self, who: Principal) -> "Services":
         """Return the services as `who` may see them: of the fleet, its devices alone."""
@@ -81,7 +102,7 @@ class Services:
 
         def committed() -> Committed:
             if not found:
-                found.append(_part(self.committed(), who))
+                found.append(part_of(self.committed(), parse(who.selector)))
             return found[0]
 
         return replace(self, viewer=who, committed=committed, whole=self.committed)
@@ -113,6 +134,13 @@ class Services:
         found = self.find_rollout(rollout)
         if found is None:
             raise NotFound("rollout", rollout)
+        return found
+
+    def rollout_id(self, rollout: str) -> RolloutId:
+        """Return the id of a rollout that there is, without reading it. Raises NotFound."""
+        found = RolloutId(rollout)
+        if found not in self.committed().running and not self.reader.has_rollout(found):
+            raise NotFound("rollout", found)
         return found
 
     def find_rollout(self, rollout: RolloutId) -> Rollout | None:
@@ -189,12 +217,3 @@ Given = Annotated[Services, Depends(_seen)]
 """The services, as the principal may see them."""
 Bare = Annotated[Services, Depends(services)]
 """The services themselves: for the few routes that nobody has to be known for."""
-
-
-def _part(fleet: Committed, who: Principal) -> Committed:
-    devices = {name: device for name, device in fleet.devices.items() if fits(who, labels_of(device))}
-    return replace(
-        fleet,
-        devices=devices,
-        desired={name: desired for name, desired in fleet.desired.items() if name in devices},
-    )

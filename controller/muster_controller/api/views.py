@@ -19,10 +19,12 @@ from muster_controller.api.schemas import (
     VariantView,
     VersionDetail,
 )
+from muster_controller.api.schemas.device_actions import HoldView
 from muster_controller.api.standing import IDLE, standing, sums
 from muster_controller.db.reader import EventEntry, NoteEntry
 from muster_controller.db.snapshot import Committed
 from muster_controller.groups import device_class
+from muster_controller.holds import Hold
 from muster_controller.ports import Baseline, Desired, Device, Wanted
 from muster_shared.bundle import Manifest
 from muster_shared.ids import ModelName
@@ -49,20 +51,28 @@ def release_view(release: ReleaseRef) -> ReleaseView:
 # -- devices -------------------------------------------------------------------------------------------------------
 
 
+def hold_view(hold: Hold) -> HoldView:
+    return HoldView(device=hold.device, kind=hold.kind, by=hold.by, at=hold.at, reason=hold.reason)
+
+
 def device_view(device: Device, desired: Desired | None) -> DeviceView:
     return DeviceView(**_device_fields(device, desired))
 
 
 def device_detail(
-    device: Device, desired: Desired | None, granted: Mapping[str, str] = MappingProxyType({})
+    device: Device,
+    desired: Desired | None,
+    granted: Mapping[str, str] = MappingProxyType({}),
+    hold: Hold | None = None,
 ) -> DeviceDetail:
-    """`granted`: the labels that operators gave to it."""
+    """`granted`: the labels that operators gave to it; `hold`: who keeps it out of rollouts."""
     twin = device.twin
     reported = {} if twin is None else {model.model: model for model in twin.models}
     wanted = {} if desired is None else desired.models
     return DeviceDetail(
         **_device_fields(device, desired),
         granted_labels=dict(granted),
+        hold=None if hold is None else hold_view(hold),
         slots=[_slot(name, reported.get(name), wanted.get(name)) for name in sorted(reported.keys() | wanted.keys())],
         assignment_counter=0 if desired is None else desired.counter,
         accepted_counter=0 if twin is None else twin.counter,
@@ -177,11 +187,12 @@ def baseline_view(baseline: Baseline) -> BaselineView:
     )
 
 
-def version_detail(release: ReleaseRef, manifest: Manifest) -> VersionDetail:
+def version_detail(release: ReleaseRef, manifest: Manifest, *, is_revoked: bool = False) -> VersionDetail:
     said = msgspec.to_builtins(manifest)
     return VersionDetail(
         **release_view(release).model_dump(),
         bundle_length=release.bundle_length,
+        is_revoked=is_revoked,
         licence=manifest.licence,
         card=manifest.card,
         files=[FileView(path=file.path, sha256=file.sha256, length=file.length) for file in manifest.files],

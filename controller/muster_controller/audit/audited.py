@@ -22,6 +22,9 @@ DEVICE_DRIVEN = frozenset(
         "counter_out_of_reach",
     }
 )
+WRITTEN_ALREADY = frozenset(
+    {"device_pinned", "device_quarantined", "device_released", "device_decommissioned"}  # By `db.hold_store`.
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Entry:
 
 def is_audited(note: Note) -> bool:
     """Return whether `note` tells of a change. What nobody has thought of yet does."""
-    return note.what not in DEVICE_DRIVEN
+    return note.what not in DEVICE_DRIVEN and note.what not in WRITTEN_ALREADY
 
 
 def action_of(what: str) -> str:

@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 
 from muster_controller.audit import checkpoint as checkpoints
-from muster_controller.audit.book import AuditBook
 from muster_controller.audit.chain import BEGIN, Break, Flaw, Report, verify
 from muster_controller.audit.checkpoint import Checkpoint
 from muster_controller.audit.export import LINE_BYTES_MAX, read
@@ -25,8 +24,6 @@ from muster_controller.cli.arguments import AsJson, Limit
 from muster_controller.cli.client import EXIT_CODES, connect, refuse
 from muster_controller.cli.output import emit, fail
 from muster_controller.cli.times import moment, stamp
-from muster_controller.db.audit import AuditReader
-from muster_controller.db.engine import find_database
 from muster_shared.errors import MusterError
 
 app = typer.Typer(no_args_is_help=True, help="Who changed what, why, and whether the log of it holds.")
@@ -212,6 +209,11 @@ def _lines(context: typer.Context, file: Path | None, database: str | None, afte
         with file.open("rb") as stream:
             yield iter(lambda: stream.readline(LINE_BYTES_MAX + 1), b"")
     elif database is not None:
+        # Only here: the tables cost half a second, which every other command would pay, and completion too.
+        from muster_controller.audit.book import AuditBook
+        from muster_controller.db.audit import AuditReader
+        from muster_controller.db.engine import find_database
+
         reader = AuditReader(find_database(_where(database)))
         try:
             yield AuditBook(reader, "", None, time.time).export(after)

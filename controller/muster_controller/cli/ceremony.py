@@ -1,14 +1,11 @@
 """`muster key ceremony`: several people, each with a key of his own on a machine of his own, change what is trusted.
 
-One of them begins a ceremony file; it goes from one to the next, by stick or by mail, and back. What each step decides
-is `registry.ceremony`'s; here people are asked and told. No command here talks to a controller.
+One of them begins a ceremony file (`ceremony_beginning`); it goes from one to the next, by stick or by mail, and back.
+What each step decides is `registry.ceremony`'s; here people are asked. No command here talks to a controller.
 """
 
-import secrets
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -16,82 +13,36 @@ import typer
 from rich.console import Console
 
 from muster_controller.cli.arguments import AsJson
-from muster_controller.cli.mixer_cards import read_mixers
+from muster_controller.cli.ceremony_beginning import DEFAULT_OPERATOR, DryRun, Operator, begin, identity, now
+from muster_controller.cli.ceremony_telling import next_command, say_changes, show
 from muster_controller.cli.output import emit, fail
 from muster_controller.config import DATA
 from muster_controller.registry import ceremony as steps
 from muster_controller.registry import ceremony_begin, durable
-from muster_controller.registry.ceremony import Need, Stage
-from muster_controller.registry.ceremony_begin import Rotation
-from muster_controller.registry.ceremony_file import (
-    FILE_BYTES_MAX,
-    Ceremony,
-    awaited,
-    call,
-    encode_ceremony,
-    parse_ceremony,
-)
+from muster_controller.registry.ceremony import Stage
+from muster_controller.registry.ceremony_file import FILE_BYTES_MAX, Ceremony, awaited, encode_ceremony, parse_ceremony
 from muster_controller.registry.ceremony_losses import Standing, assess
-from muster_controller.registry.ceremony_words import digest, explain, joined_digest, plan
+from muster_controller.registry.ceremony_words import digest, explain
 from muster_controller.registry.errors import CeremonyRefused
 from muster_controller.registry.keys import (
     PASSPHRASE_VARIABLE,
     Passphrase,
     encode_online_keys,
-    parse_online_keys,
     passphrase_from_environment,
 )
 from muster_controller.registry.operator import KEYS_FOLDER
 from muster_controller.registry.tuf_repository import create_next_online_keys
-from muster_shared import ids
 from muster_shared.errors import MusterError
-from muster_shared.ids import ModelName
-
-DEFAULT_OPERATOR = Path("muster-operator")
 
 app = typer.Typer(
     help="Make, change and use keys that several people hold. A ceremony file goes from one to the next.",
     no_args_is_help=True,
 )
-begin = typer.Typer(help="Begin a ceremony: say what is wanted. No key is needed for it.", no_args_is_help=True)
 app.add_typer(begin, name="begin")
 
 File = Annotated[Path, typer.Argument(help="The ceremony file.")]
-NewFile = Annotated[Path, typer.Argument(help="The ceremony file to make.")]
-Operator = Annotated[Path, typer.Option("--operator", "-o", help="A folder with the metadata in force.")]
 Folder = Annotated[Path, typer.Option("--folder", "-f", help="The holder's own folder: keys/ and metadata/.")]
-Keys = Annotated[
-    list[str] | None,
-    typer.Option("--key", "-k", help="A key that is to be made: root-anna, release-digits-ben; repeat."),
-]
-Thresholds = Annotated[
-    list[str] | None, typer.Option("--threshold", "-t", help="How many of a role must sign: root=2; repeat.")
-]
-OnlineKeys = Annotated[
-    Path | None, typer.Option(help="The controller's next public keys, of `muster key ceremony online-keys`.")
-]
-Mixers = Annotated[
-    list[Path] | None, typer.Option("--mixer", help="A mixer's mixer.json: devices seal their metrics to it; repeat.")
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would happen and write nothing.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing.")]
-
-
-@dataclass(frozen=True)
-class View:
-    """A ceremony for programs."""
-
-    file: str
-    purpose: str
-    stage: str
-    awaited: list[str]
-    joined: list[str]
-    joined_digest: str
-    digest: str | None
-    changes: dict[str, list[str]]
-    needs: list[Need]
-    done: list[str]
-    """Names of keys that this step made or signed with."""
 
 
 @dataclass(frozen=True)
@@ -109,113 +60,6 @@ class OnlineKeysMade:
     assignment: str
 
 
-# -- begin ------------------------------------------------------------------------------------------------------------
-
-
-@begin.command()
-def create(
-    file: NewFile,
-    online_keys: Annotated[Path, typer.Option(help="The controller's public keys, of `muster trust online-keys`.")],
-    key: Keys = None,
-    threshold: Thresholds = None,
-    mixer: Mixers = None,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
-) -> None:
-    """The first keys of a fleet: root, targets, and the release keys of its models."""
-
-    def make(now: datetime) -> Ceremony:
-        online = parse_online_keys(online_keys.read_bytes())
-        mixers = read_mixers(mixer)
-        return ceremony_begin.begin_create(_identity(), key or [], _thresholds(threshold), online, now, mixers)
-
-    _begin(file, make, dry_run, as_json)
-
-
-@begin.command()
-def rotate(
-    file: NewFile,
-    operator: Operator = DEFAULT_OPERATOR,
-    key: Keys = None,
-    remove: Annotated[
-        list[str] | None, typer.Option("--remove", "-r", help="A key that goes: its name or the beginning of its id.")
-    ] = None,
-    threshold: Thresholds = None,
-    renew: Annotated[
-        list[str] | None, typer.Option(help="A role to sign anew before it runs out: root, targets, release-digits.")
-    ] = None,
-    online_keys: OnlineKeys = None,
-    mixer: Mixers = None,
-    remove_mixer: Annotated[
-        list[str] | None, typer.Option(help="The id of a mixer key to which devices seal no more; repeat.")
-    ] = None,
-    current: Annotated[
-        list[str] | None,
-        typer.Option(help="release-digits=FILE: a release role as the controller has it, if the folder is behind."),
-    ] = None,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
-) -> None:
-    """Other keys, other thresholds, another model, or later dates. Whatever is not named stays."""
-
-    def make(now: datetime) -> Ceremony:
-        online = parse_online_keys(online_keys.read_bytes()) if online_keys is not None else None
-        rotation = Rotation(
-            tuple(key or ()),
-            tuple(remove or ()),
-            _thresholds(threshold),
-            tuple(renew or ()),
-            online,
-            read_mixers(mixer),
-            tuple(remove_mixer or ()),
-        )
-        given = {role: Path(path).read_bytes() for role, path in _pairs(current, "release-digits=FILE")}
-        return ceremony_begin.begin_rotate(_identity(), operator, rotation, given, now)
-
-    _begin(file, make, dry_run, as_json)
-
-
-@begin.command()
-def release(
-    file: NewFile,
-    bundle: Annotated[Path, typer.Argument(help="The bundle folder.")],
-    operator: Operator = DEFAULT_OPERATOR,
-    current: Annotated[Path | None, typer.Option(help="The role's metadata as the controller has it.")] = None,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
-) -> None:
-    """The signing of a bundle by the holders of its model's release keys."""
-
-    def make(now: datetime) -> Ceremony:
-        raw = current.read_bytes() if current is not None else None
-        return ceremony_begin.begin_release(_identity(), operator, bundle, raw, now)
-
-    _begin(file, make, dry_run, as_json)
-
-
-@begin.command()
-def revoke(
-    file: NewFile,
-    model: Annotated[str, typer.Argument(help="The model.")],
-    version: Annotated[str, typer.Argument(help="The version that no device may run any more.")],
-    operator: Operator = DEFAULT_OPERATOR,
-    current: Annotated[Path | None, typer.Option(help="The role's metadata as the controller has it.")] = None,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
-) -> None:
-    """The revocation of a release by the holders of its model's release keys."""
-
-    def make(now: datetime) -> Ceremony:
-        raw = current.read_bytes() if current is not None else None
-        name = ModelName(ids.name(model, "model"))
-        return ceremony_begin.begin_revoke(_identity(), operator, name, version, raw, now)
-
-    _begin(file, make, dry_run, as_json)
-
-
-# -- the steps --------------------------------------------------------------------------------------------------------
-
-
 @app.command()
 def join(
     file: File,
@@ -230,15 +74,15 @@ def join(
         if dry_run:
             steps.require_known(found, folder)
             names = [name for name in awaited(found) if name.endswith(f"-{holder}")]
-            _show(found, file, as_json, names, f"Would make {', '.join(names) or 'nothing'} in {folder / KEYS_FOLDER}.")
+            show(found, file, as_json, names, f"Would make {', '.join(names) or 'nothing'} in {folder / KEYS_FOLDER}.")
             return
-        found, made = steps.join(found, folder, holder, _now(), passphrase=_passphrase(new=True))
+        found, made = steps.join(found, folder, holder, now(), passphrase=_passphrase(new=True))
         durable.write(file, encode_ceremony(found))
     except (MusterError, OSError) as error:
         fail(error)
     names = [key.name for key in made]
     where = f"{', '.join(names)}: the private halves are in {folder / KEYS_FOLDER} and nowhere else. Guard them."
-    _show(found, file, as_json, names, where)
+    show(found, file, as_json, names, where)
 
 
 @app.command()
@@ -252,12 +96,10 @@ def sign(
         words = explain(found)
         keys = steps.can_sign(found, folder, _passphrase(new=False))
         if not as_json:
-            _say_changes(Console(soft_wrap=True, highlight=False), found, words)
+            say_changes(Console(soft_wrap=True, highlight=False), found, words)
         names = [key.name for key in keys]
         if dry_run:
-            _show(
-                found, file, as_json, names, f"Would sign with {', '.join(names) or 'nothing: no key here is asked'}."
-            )
+            show(found, file, as_json, names, f"Would sign with {', '.join(names) or 'nothing: no key here is asked'}.")
             return
         if names and not yes:
             if not sys.stdin.isatty():
@@ -268,7 +110,7 @@ def sign(
         durable.write(file, encode_ceremony(found))
     except (MusterError, OSError) as error:
         fail(error)
-    _show(found, file, as_json, [key.name for key in done], f"Signed with {', '.join(key.name for key in done)}.")
+    show(found, file, as_json, [key.name for key in done], f"Signed with {', '.join(key.name for key in done)}.")
 
 
 @app.command()
@@ -280,8 +122,8 @@ def status(file: File, as_json: AsJson = False) -> None:
     except (MusterError, OSError) as error:
         fail(error)
     if not as_json:
-        _say_changes(Console(soft_wrap=True, highlight=False), found, words)
-    _show(found, file, as_json, [], "")
+        say_changes(Console(soft_wrap=True, highlight=False), found, words)
+    show(found, file, as_json, [], "")
 
 
 @app.command()
@@ -294,9 +136,9 @@ def finish(file: File, operator: Operator = DEFAULT_OPERATOR, dry_run: DryRun = 
             if steps.stage(found) is not Stage.SIGNED:
                 raise CeremonyRefused("it is not signed yet; `muster key ceremony status` says who is next")
             steps.require_known(found, operator)
-            _show(found, file, as_json, [], f"Would write the metadata into {operator}.")
+            show(found, file, as_json, [], f"Would write the metadata into {operator}.")
             return
-        written = steps.finish(found, operator, _now())
+        written = steps.finish(found, operator, now())
     except (MusterError, OSError) as error:
         fail(error)
 
@@ -305,7 +147,7 @@ def finish(file: File, operator: Operator = DEFAULT_OPERATOR, dry_run: DryRun = 
             console.print(f"wrote {path}", highlight=False, soft_wrap=True)
         if not written:
             console.print(f"{operator} had it already.")
-        console.print(_next_command(found, operator), highlight=False, soft_wrap=True)
+        console.print(next_command(found, operator), highlight=False, soft_wrap=True)
 
     emit(Finished(str(operator), digest(found), [str(path) for path in written]), as_json, human)
 
@@ -319,7 +161,7 @@ def assess_(
 ) -> None:
     """Say what is still possible when keys are lost or stolen, and what to do. It changes nothing."""
     try:
-        base = ceremony_begin.survey(_identity(), operator, {}, _now())
+        base = ceremony_begin.survey(identity(), operator, {}, now())
         held = ceremony_begin.key_roles(base)
         gone, taken = (
             {ceremony_begin.find_key(held, base.names, each) for each in said or ()} for said in (lost, stolen)
@@ -366,83 +208,6 @@ def online_keys(
 # -- inside -----------------------------------------------------------------------------------------------------------
 
 
-def _begin(file: Path, make: Callable[[datetime], Ceremony], dry_run: bool, as_json: bool) -> None:
-    try:
-        if file.exists():
-            raise CeremonyRefused(f"{file} is there already; finish it, or choose another name")
-        found = make(_now())
-        words = explain(found)
-        if not dry_run:
-            durable.create(file, encode_ceremony(found))
-    except (MusterError, OSError) as error:
-        fail(error)
-    if not as_json:
-        _say_changes(Console(soft_wrap=True, highlight=False), found, words)
-    _show(found, file, as_json, [], f"{'Would begin' if dry_run else 'Begun'}: {file}.")
-
-
-def _show(ceremony: Ceremony, file: Path, as_json: bool, done: Sequence[str], said: str) -> None:
-    """Print what the step did, and who is next."""
-    stage, waits = steps.stage(ceremony), awaited(ceremony)
-    view = View(
-        file=str(file),
-        purpose=ceremony.purpose.value,
-        stage=stage.value,
-        awaited=list(waits),
-        joined=[each.name for each in ceremony.joined],
-        joined_digest=joined_digest(ceremony),
-        digest=digest(ceremony) if ceremony.parts else None,
-        changes=explain(ceremony),
-        needs=list(steps.needs(ceremony)),
-        done=list(done),
-    )
-
-    def human(console: Console) -> None:
-        console.soft_wrap = True
-        if said:
-            console.print(said, highlight=False, markup=False)
-        if stage is Stage.JOINING:
-            console.print(f"Keys so far, to compare aloud: {joined_digest(ceremony)}", highlight=False)
-            console.print(
-                f"Waits for {', '.join(waits)}: `muster key ceremony join {file} --holder NAME`.", highlight=False
-            )
-            return
-        for need in view.needs:
-            who = ", ".join(call(ceremony, keyid) for keyid in need.lack)
-            have = f"{need.part} {need.version}: {len(need.have)} of {need.threshold} that {need.by} asks for"
-            console.print(have if need.is_met else f"{have}; next may be {who}", highlight=False)
-        if stage is Stage.SIGNED:
-            console.print(
-                f"All have signed. Next, in every folder: `muster key ceremony finish {file}`.", highlight=False
-            )
-        else:
-            console.print(f"Next: `muster key ceremony sign {file}` on their machines.", highlight=False)
-
-    emit(view, as_json, human)
-
-
-def _say_changes(console: Console, ceremony: Ceremony, words: dict[str, list[str]]) -> None:
-    if not words:
-        for line in plan(ceremony):
-            console.print(f"  {line}", markup=False)
-        return
-    for part, lines in words.items():
-        console.print(part, style="bold")
-        for line in lines:
-            console.print(f"  {line}", markup=False)
-    console.print(f"Digest, to compare aloud: {digest(ceremony)}")
-
-
-def _next_command(ceremony: Ceremony, operator: Path) -> str:
-    releases = [part for part in ceremony.parts if part not in ("root", "targets")]
-    if releases and len(releases) == len(ceremony.parts) and not ceremony.changes:
-        signed = " ".join(str(path) for path in sorted((operator / "metadata").glob(f"*.{releases[0]}.json"))[-1:])
-        if ceremony.purpose.value == "release":
-            return f"Next: `muster model publish BUNDLE --signed {signed}`."
-        return f"Next: `muster model push-metadata {releases[0].removeprefix('release-')} --signed {signed}`."
-    return f"Next: `muster trust push {operator}`."
-
-
 def _read(file: Path) -> Ceremony:
     with file.open("rb") as stream:
         return parse_ceremony(stream.read(FILE_BYTES_MAX + 1))
@@ -464,26 +229,3 @@ def _passphrase(*, new: bool) -> Passphrase:
         return asked[path]
 
     return ask
-
-
-def _thresholds(given: Sequence[str] | None) -> dict[str, int]:
-    try:
-        return {role: int(number) for role, number in _pairs(given, "root=2")}
-    except ValueError as error:
-        raise CeremonyRefused("a threshold is a role and a number: root=2") from error
-
-
-def _pairs(given: Sequence[str] | None, example: str) -> list[tuple[str, str]]:
-    pairs = [each.partition("=") for each in given or ()]
-    wrong = [name for name, equals, value in pairs if not (name and equals and value)]
-    if wrong:
-        raise CeremonyRefused(f"{wrong[0]!r} is not of the kind {example}")
-    return [(name, value) for name, _, value in pairs]
-
-
-def _identity() -> str:
-    return secrets.token_hex(8)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

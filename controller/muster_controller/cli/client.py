@@ -1,11 +1,17 @@
 """A thin client of the HTTP API, and where the controller and one's token are found. Problems become exit codes.
 
 The token: MUSTER_TOKEN, else that of `muster login` for this URL, else the local token of the data folder whose
-controller this is.
+controller this is. Which controller is meant: `contexts`.
+
+An order carries an idempotency key. When the connection breaks, or a proxy in between says that nobody answers, it is
+sent again with the same key: the controller carries it out once.
 """
 
 import os
+import random
 import ssl
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +24,8 @@ import httpx
 import typer
 from rich.console import Console
 
-from muster_controller.cli import logins
+from muster_controller.cli import contexts, logins, output
+from muster_controller.cli.contexts import Chosen, Said
 from muster_controller.config import DATA, HOST, PORT
 from muster_controller.errors import ServerUnavailable
 from muster_controller.operators.local import read_local
@@ -32,10 +39,14 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TIMEOUT_S = 40.0  # Longer than the controller lets an order wait.
 PAGE = 200  # What every listing gives at once.
 PIECE_BYTES = 256 * 1024
+TRIES = 4  # Of one request, the first included.
+WAIT_S = 0.25  # Before the second try; doubled for each further one, and spread by a half.
+AWAY = (502, 503, 504)
 LINE_BYTES_MAX = 1024 * 1024
 
 EXIT_CODES = (
-    "Exit codes: 0 done, 1 refused or failed, 2 usage, 4 no such thing, 5 conflict, 6 no controller answers, 7 log in."
+    "Exit codes: 0 done, 1 refused or failed, 2 usage, 4 no such thing, 5 conflict, 6 no controller answers, 7 log in,"
+    " 130 stopped by Ctrl-C."
 )
 _EXITS = {401: 7, 404: 4, 409: 5, 503: 6}
 
@@ -47,6 +58,7 @@ class ApiProblem(MusterError):
         super().__init__(detail)
         self.status = status
         self.kind = kind
+        self.detail = detail
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,9 @@ class Where:
 class Api:
     """One controller's API. Use it as a context manager."""
 
-    def __init__(self, where: Where, *, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, where: Where, *, timeout_s: float = TIMEOUT_S, tries: int = TRIES) -> None:
+        self._timeout_s = timeout_s
+        self._tries = tries
         self.url = where.url.rstrip("/")
         self.token = where.token
         parts = urlsplit(self.url)
@@ -118,9 +132,16 @@ class Api:
         return self._send("GET", path).content
 
     @contextmanager
-    def lines(self, path: str, params: Mapping[str, str | int]) -> Iterator[Iterator[bytes]]:
+    def lines(
+        self,
+        path: str,
+        params: Mapping[str, str | int | list[str]],
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> Iterator[Iterator[bytes]]:
         """Give the lines of a long text, each with its end, as they arrive. Raises ApiProblem, ServerUnavailable."""
-        with self._reached(), self._http.stream("GET", path, params=dict(params)) as answer:
+        asked = self._http.stream("GET", path, params=dict(params), headers=dict(headers or {}))
+        with self._reached(), asked as answer:
             if not answer.is_success:
                 answer.read()
                 raise _problem(answer, f"GET {path}")
@@ -142,21 +163,48 @@ class Api:
             advanced(length)
             return
 
+        sent = 0
+
         def pieces() -> Iterator[bytes]:
+            nonlocal sent
+            advanced(-sent)  # Of a try that broke off.
+            sent = 0
             with file.open("rb") as stream:
                 while piece := stream.read(PIECE_BYTES):
                     yield piece
+                    sent += len(piece)
                     advanced(len(piece))
 
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(length)}
-        self._send("PUT", f"/blobs/{sha256}", content=pieces(), headers=headers)
+        self._send("PUT", f"/blobs/{sha256}", pieces, headers=headers)
 
-    def _send(self, method: str, path: str, **how: Any) -> httpx.Response:
-        with self._reached():
-            answer = self._http.request(method, path, **how)
-        if answer.is_success:
-            return answer
-        raise _problem(answer, f"{method} {path}")
+    def _send(
+        self, method: str, path: str, content: Callable[[], Iterator[bytes]] | None = None, **how: Any
+    ) -> httpx.Response:
+        """Ask, and again where the answer got lost. Raises ApiProblem, ServerUnavailable."""
+        headers = dict(how.pop("headers", {}))
+        if method in ("POST", "PUT", "DELETE") and content is None:
+            headers["Idempotency-Key"] = str(uuid.uuid4())
+        began = time.monotonic()
+        for attempt in range(1, self._tries + 1):
+            is_last = attempt == self._tries or time.monotonic() - began >= self._timeout_s
+            if content is not None:
+                how["content"] = content()
+            try:
+                with self._reached():
+                    answer = self._http.request(method, path, headers=headers, **how)
+            except ServerUnavailable:
+                if is_last or time.monotonic() - began >= self._timeout_s:
+                    raise
+            else:
+                if answer.is_success:
+                    return answer
+                problem = _problem(answer, f"{method} {path}")
+                is_away = answer.status_code in AWAY or (attempt > 1 and _is_under_way(problem))
+                if is_last or not is_away:
+                    raise problem
+            time.sleep(WAIT_S * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
+        raise AssertionError("the last try returns or raises")
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
@@ -190,6 +238,11 @@ def _problem(answer: httpx.Response, asked: str) -> ApiProblem:
     return ApiProblem(answer.status_code, kind, str(said.get("detail", f"{asked}: {answer.status_code}")))
 
 
+def _is_under_way(problem: ApiProblem) -> bool:
+    """Whether the first try of an order is still being carried out."""
+    return problem.status == 409 and "being carried out" in problem.detail
+
+
 def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
     """Give whole lines, and pieces of those that are longer than LINE_BYTES_MAX."""
     rest = b""
@@ -204,12 +257,42 @@ def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def connect(context: typer.Context) -> Api:
-    """Return the API of the controller that the command line names, else of the one that runs in ./muster-data."""
-    given = context.find_root().obj
+    """Return the API of the controller that is meant (`contexts`), else of the one that runs in ./muster-data."""
     try:
-        return Api(find(given if isinstance(given, str) else None, ca_of(context)))
+        return Api(where_of(context))
     except MusterError as error:
         refuse(error)
+
+
+def where_of(context: typer.Context, url: str | None = None) -> Where:
+    """Return the controller that is meant, and our token for it; `url` names it before all others.
+
+    Raises MusterError.
+    """
+    chosen = chosen_of(context, url)
+    return find(chosen.url, chosen.ca)
+
+
+def chosen_of(context: typer.Context, url: str | None = None) -> Chosen:
+    """Return which controller the command line and its surroundings name. Raises MusterError."""
+    root = context.find_root()
+
+    def given(name: str) -> str | None:
+        source = root.get_parameter_source(name)
+        found = root.params.get(name)
+        return str(found) if found and (source is None or source.name == "COMMANDLINE") else None
+
+    if url is not None:
+        return Chosen(url, ca_of(context))
+    said = Said(
+        given("url"),
+        given("context_name"),
+        ca_of(context),
+        os.environ.get(URL_VARIABLE) or None,
+        os.environ.get(contexts.CONTEXT_VARIABLE) or None,
+    )
+    needs_file = not said.url and (bool(said.context) or not said.env_url)
+    return contexts.choose(said, contexts.read() if needs_file else contexts.Contexts())
 
 
 def ca_of(context: typer.Context) -> Path | None:
@@ -240,6 +323,8 @@ def find(given: str | None, ca: Path | None = None) -> Where:
 
 def refuse(error: MusterError | OSError) -> NoReturn:
     """Say on stderr what is wrong and leave with the exit code that fits."""
+    if isinstance(error, ServerUnavailable) and output.is_repeated():
+        raise output.Lost(str(error)) from error
     Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
     code = 1
     match error:

@@ -1,11 +1,11 @@
 """Shell completion: names that the controller knows. Quick, and silent when it does not answer: the shell waits."""
 
-import os
 from typing import Any
 
 import typer
 
-from muster_controller.cli.client import URL_VARIABLE, Api, ca_of, find
+from muster_controller.cli import contexts as known_contexts
+from muster_controller.cli.client import Api, where_of
 from muster_shared.errors import MusterError
 
 TIMEOUT_S = 1.0
@@ -43,6 +43,20 @@ def devices(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     ]
 
 
+def label_words(context: typer.Context, incomplete: str) -> list[str]:
+    """Return label keys, or `key=value` where a key is typed already."""
+    found = _ask(context, "/labels", prefix=incomplete).get("labels", [])
+    if "=" in incomplete:
+        return [f"{each['key']}={value['value']}" for each in found for value in each["top"]]
+    return [str(each["key"]) for each in found]
+
+
+def selectors(context: typer.Context, incomplete: str) -> list[str]:
+    """Return how a selector goes on: its last condition, behind what is typed."""
+    head, comma, word = incomplete.rpartition(",")
+    return [f"{head}{comma}{each}" for each in label_words(context, word)]
+
+
 def alerts(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     found = _ask(context, "/alerts", state="firing", limit=SHOWN).get("alerts", [])
     return [(each["id"], f"{each['rule']} {each['subject']}") for each in found if each["id"].startswith(incomplete)]
@@ -68,10 +82,23 @@ def receivers(context: typer.Context, incomplete: str) -> list[str]:
     return [each["name"] for each in found if each["name"].startswith(incomplete)]
 
 
-def _ask(context: typer.Context, path: str, **params: str | int) -> dict[str, Any]:
-    given = context.find_root().params.get("url") or os.environ.get(URL_VARIABLE)
+def operators(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    found = _ask(context, "/operators").get("operators", [])
+    return [(each["name"], str(each.get("role", ""))) for each in found if each["name"].startswith(incomplete)]
+
+
+def contexts(incomplete: str) -> list[tuple[str, str]]:
+    """Return the contexts of this command line; nobody is asked."""
     try:
-        with Api(find(given, ca_of(context)), timeout_s=TIMEOUT_S) as api:
+        found = known_contexts.read().contexts
+    except MusterError:
+        return []
+    return [(name, each.url) for name, each in sorted(found.items()) if name.startswith(incomplete)]
+
+
+def _ask(context: typer.Context, path: str, **params: str | int) -> dict[str, Any]:
+    try:
+        with Api(where_of(context), timeout_s=TIMEOUT_S, tries=1) as api:
             found = api.get(path, params)
     except (MusterError, OSError, ValueError):
         return {}

@@ -1,5 +1,6 @@
 """`muster device`: what the devices report."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -7,38 +8,61 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from muster_controller.api.standing import Standing
-from muster_controller.cli.arguments import AsJson, DeviceArgument, Limit, Reason
+from muster_controller.cli import device_actions, device_labels
+from muster_controller.cli.arguments import AsJson, DeviceArgument, Limit, ModelOption, Reason
 from muster_controller.cli.client import EXIT_CODES, connect, refuse
+from muster_controller.cli.device_choice import (
+    ClassOption,
+    LabelOption,
+    OnlineOption,
+    SelectorOption,
+    StateOption,
+    chosen,
+)
 from muster_controller.cli.output import emit
 from muster_controller.cli.times import stamp
 from muster_controller.identity.enrolment import IdentityState
 from muster_shared.errors import MusterError
 
 app = typer.Typer(help="Devices.", no_args_is_help=True, epilog=EXIT_CODES)
+device_actions.register(app)
+device_labels.register(app)
 
 
 @app.command("list")
 def list_(
     context: typer.Context,
-    state: Annotated[Standing | None, typer.Option(help="How it stands against what it should run.")] = None,
-    online: Annotated[bool | None, typer.Option("--online/--offline", help="Only these.")] = None,
-    device_class: Annotated[str | None, typer.Option("--class", help="Of this class.")] = None,
-    label: Annotated[list[str] | None, typer.Option("--label", "-l", help="key=value; repeat it.")] = None,
+    state: StateOption = None,
+    online: OnlineOption = None,
+    device_class: ClassOption = None,
+    label: LabelOption = None,
+    selector: SelectorOption = None,
+    model: ModelOption = None,
+    version: Annotated[str | None, typer.Option(help="Serves this version.")] = None,
+    held: Annotated[bool | None, typer.Option("--held/--free", help="Pinned or quarantined, or not.")] = None,
+    silent_s: Annotated[float | None, typer.Option("--silent", help="Not heard for so many seconds.")] = None,
+    sort: Annotated[str, typer.Option(help="id, seen, class or standing; with - in front the other way round.")] = "id",
     limit: Limit = 100,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print all of them as CSV, whatever the limit.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List devices, by id."""
-    params: dict[str, str | int | list[str]] = {"label": label or []}
-    if state is not None:
-        params["state"] = state.value
-    if online is not None:
-        params["online"] = str(online).lower()
-    if device_class is not None:
-        params["class"] = device_class
+    """List devices."""
+    more = {
+        "model": model,
+        "version": version,
+        "held": None if held is None else str(held).lower(),
+        "silent": None if silent_s is None else f"{silent_s:g}",
+    }
+    params = chosen(selector, state, online, device_class, label, **more)
     try:
         with connect(context) as api:
-            devices = api.pages("/devices", "devices", limit, params)
+            if as_csv:
+                with api.lines("/devices.csv", params) as lines:
+                    for line in lines:
+                        sys.stdout.buffer.write(line)
+                sys.stdout.buffer.flush()
+                return
+            devices = api.pages("/devices", "devices", limit, {**params, "sort": sort})
     except MusterError as error:
         refuse(error)
 

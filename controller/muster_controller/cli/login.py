@@ -12,7 +12,7 @@ from rich.console import Console
 
 from muster_controller.cli import logins
 from muster_controller.cli.arguments import AsJson
-from muster_controller.cli.client import TOKEN_VARIABLE, Api, ca_of, connect, find, refuse
+from muster_controller.cli.client import TOKEN_VARIABLE, Api, connect, refuse, where_of
 from muster_controller.cli.logins import Login
 from muster_controller.cli.output import emit, fail
 from muster_controller.cli.times import stamp
@@ -21,7 +21,7 @@ from muster_shared.errors import MusterError
 
 def login(
     context: typer.Context,
-    url: Annotated[str | None, typer.Argument(help="The controller. Default: as --url.")] = None,
+    url: Annotated[str | None, typer.Argument(help="The controller. Default: as --url or --context.")] = None,
     name: Annotated[str | None, typer.Option("--name", "-n", help="Your operator's name. Default: it asks.")] = None,
     password_stdin: Annotated[
         bool, typer.Option("--password-stdin", help="Read the password from the first line of stdin.")
@@ -32,9 +32,8 @@ def login(
 
     Who logs in by OIDC has no password: make a token on the page, under Account, and set MUSTER_TOKEN to it.
     """
-    root = context.find_root().obj
     try:
-        where = find(url or (root if isinstance(root, str) else None), ca_of(context))
+        where = where_of(context, url)
         person = name or typer.prompt("Name", err=True)
         password = read_password("Password", from_stdin=password_stdin)
         with Api(replace(where, token=None)) as api:
@@ -59,9 +58,8 @@ def login(
 
 def logout(context: typer.Context) -> None:
     """Revoke the token of `muster login` for this controller, and forget it."""
-    root = context.find_root().obj
     try:
-        where = find(root if isinstance(root, str) else None, ca_of(context))
+        where = where_of(context)
         kept = logins.find(where.url)
         if kept is None:
             fail(f"nobody is logged in at {where.url}")

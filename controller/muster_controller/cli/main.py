@@ -19,6 +19,8 @@ from muster_controller.cli import (
     audit,
     broker,
     ca,
+    completion,
+    context,
     devices,
     enroll_tokens,
     export,
@@ -35,14 +37,18 @@ from muster_controller.cli import (
     users,
 )
 from muster_controller.cli.client import CA_VARIABLE, EXIT_CODES, URL_VARIABLE
+from muster_controller.cli.contexts import CONTEXT_VARIABLE
 from muster_controller.cli.diff import diff
+from muster_controller.cli.history import history
 from muster_controller.cli.init import init
 from muster_controller.cli.login import login, logout, whoami
+from muster_controller.cli.outfit import outfit, outfitted
 from muster_controller.cli.output import fail
 from muster_controller.cli.review import review
 from muster_controller.cli.rollback import rollback
 from muster_controller.cli.serve import serve
 from muster_controller.cli.status import status
+from muster_controller.cli.top import top
 
 PLUGINS = "muster.commands"
 ELSEWHERE = {"demo": "muster-simulator", "rollout.simulate": "muster-simulator"}
@@ -85,13 +91,16 @@ app = typer.Typer(
 )
 app.command()(serve)
 app.command()(init)
-app.command()(status)
+app.command(epilog=EXIT_CODES)(status)
+app.command(epilog=EXIT_CODES)(top)
+app.command(epilog=EXIT_CODES)(history)
 app.command(epilog=EXIT_CODES)(login)
 app.command(epilog=EXIT_CODES)(logout)
 app.command(epilog=EXIT_CODES)(whoami)
 app.command(epilog=EXIT_CODES)(rollback)
 app.command(epilog=EXIT_CODES)(diff)
 app.command(epilog=EXIT_CODES)(review)
+app.add_typer(context.app, name="context")
 app.add_typer(models.app, name="model")
 app.add_typer(rollouts.app, name="rollout", cls=_RolloutGroup)
 app.add_typer(policies.app, name="policy")
@@ -121,10 +130,22 @@ def _say_version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    context: typer.Context,
     url: Annotated[
         str | None,
-        typer.Option(envvar=URL_VARIABLE, help="The controller. Default: the one of ./muster-data, else port 8080."),
+        typer.Option(
+            envvar=URL_VARIABLE,
+            help="The controller. Default: the chosen context, else the one of ./muster-data, else port 8080.",
+        ),
+    ] = None,
+    context_name: Annotated[
+        str | None,
+        typer.Option(
+            "--context",
+            "-c",
+            envvar=CONTEXT_VARIABLE,
+            help="The controller by its name, as `muster context list` shows it.",
+            autocompletion=completion.contexts,
+        ),
     ] = None,
     ca: Annotated[
         Path | None, typer.Option(envvar=CA_VARIABLE, help="The CA of the controller's certificate, PEM.")
@@ -133,7 +154,10 @@ def root(
         bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which version this is.")
     ] = False,
 ) -> None:
-    context.obj = url
+    pass
+
+
+outfit(app)
 
 
 def main() -> None:
@@ -164,7 +188,7 @@ def _lacking(plugin: str, name: str) -> Any:
 
 def _command(function: Callable[..., object], name: str, **settings: Any) -> Any:
     alone = typer.Typer(add_completion=False)
-    alone.command(name, **settings)(function)
+    alone.command(name, **settings)(outfitted(function))
     return typer.main.get_command(alone)
 
 

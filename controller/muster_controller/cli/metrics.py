@@ -14,7 +14,8 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from muster_controller.cli.arguments import AsJson, ModelArgument, VersionArgument
-from muster_controller.cli.client import EXIT_CODES, Api, connect, refuse
+from muster_controller.cli.asking import get
+from muster_controller.cli.client import EXIT_CODES, connect, refuse
 from muster_controller.cli.output import emit
 from muster_controller.cli.times import TimeInvalid, moment, stamp
 from muster_controller.metrics.questions import Step
@@ -276,15 +277,7 @@ def _get(
 ) -> Json:
     params = dict(asked or {})
     params |= {"before": before, "after": after} if before else {}
-    try:
-        with connect(context) as api:
-            return _object(api, path, params)
-    except MusterError as error:
-        refuse(error)
-
-
-def _object(api: Api, path: str, params: Mapping[str, str | int | list[str]]) -> Json:
-    found = api.get(path, dict(params))
+    found = get(context, path, params)
     assert isinstance(found, dict), "every answer about metrics is an object"
     return found
 

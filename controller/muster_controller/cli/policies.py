@@ -1,17 +1,16 @@
 """`muster policy`: check a policy before it is needed, print its JSON Schema, print examples. Asks no controller."""
 
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from muster_controller import policies
 from muster_controller.cli.output import emit, fail
 from muster_controller.core.policy import PolicyInvalid
 from muster_controller.policy_document import dump, parse_policy, schema, written
+from muster_controller.policy_document.examples import examples
 from muster_controller.policy_document.nodes import BYTES_MAX
 
 DEFAULT_EXAMPLE = "careful"
@@ -76,13 +75,3 @@ def example(
     if name not in found:
         fail(f"there is no example {name!r}; there are {', '.join(sorted(found))}")
     print(found[name], end="")
-
-
-def examples() -> dict[str, str]:
-    """Return the packaged examples by name."""
-    folder = resources.files(policies)
-    return {
-        entry.name.removesuffix(".yaml"): entry.read_text(encoding="utf-8")
-        for entry in folder.iterdir()
-        if entry.name.endswith(".yaml")
-    }

@@ -1,6 +1,7 @@
 """`muster receiver`: where alerts and reviews are told. For admins."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,6 +32,12 @@ def add_receiver(
     name: ReceiverArgument,
     webhook: Annotated[str | None, typer.Option(help="An http or https URL.")] = None,
     email: Annotated[str | None, typer.Option(help="A mail address.")] = None,
+    mqtt: Annotated[str | None, typer.Option(help="A topic: mqtts://[user@]host[:port]/topic.")] = None,
+    password_file: Annotated[Path | None, typer.Option(help="With the password of an MQTT user.")] = None,
+    ca: Annotated[Path | None, typer.Option(help="PEM: roots of a broker's certificate; else the usual ones.")] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(help="PEM: a client certificate for a broker, its chain and its key, in one file.")
+    ] = None,
     severity: Annotated[
         list[Severity] | None, typer.Option("--severity", "-s", help="Only these; repeat it. Default: all.")
     ] = None,
@@ -39,12 +46,16 @@ def add_receiver(
     as_json: AsJson = False,
 ) -> None:
     """Add a receiver, and print the secret of a webhook's signature, this once."""
-    if (webhook is None) == (email is None):
-        raise typer.BadParameter("give --webhook or --email")
+    given = {kind: each for kind, each in (("webhook", webhook), ("email", email), ("mqtt", mqtt)) if each is not None}
+    if len(given) != 1:
+        raise typer.BadParameter("give --webhook, --email or --mqtt")
+    ((kind, address),) = given.items()
+    files = {"password": password_file, "ca": ca, "certificate": certificate}
     order = {
         "name": name,
-        "kind": "email" if webhook is None else "webhook",
-        "address": email if webhook is None else webhook,
+        "kind": kind,
+        "address": address,
+        **{what: _read(path) for what, path in files.items() if path is not None},
         "severities": [each.value for each in severity or []],
         "reviews": reviews,
         "reason": reason,
@@ -58,6 +69,14 @@ def add_receiver(
             console.print(f"  {found['secret']}", highlight=False, markup=False, soft_wrap=True)
 
     emit(found, as_json, human)
+
+
+def _read(path: Path) -> str:
+    """Return what is in a small file, without the end of its last line."""
+    try:
+        return path.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{path} cannot be read: {error}") from error
 
 
 @app.command("list", epilog=EXIT_CODES)

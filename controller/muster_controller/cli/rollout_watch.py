@@ -1,5 +1,6 @@
 """`muster rollout watch`: follow a rollout until it has finished, is aborted, or rests; and the picture of one."""
 
+import sys
 import time
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from muster_controller.cli.arguments import RolloutArgument
 from muster_controller.cli.client import Api, connect, refuse
-from muster_controller.cli.output import fail
+from muster_controller.cli.output import Form, fail, spoken, written
 from muster_shared.errors import MusterError
 
 POLL_S = 0.5
@@ -60,7 +61,8 @@ def _lines(api: Api, rollout: str, end: float | None) -> str:
         found = api.get(f"/rollouts/{rollout}")
         line = msgspec.json.encode({key: found[key] for key in LINE if key != "outlook"}).decode()
         if line != last:
-            print(msgspec.json.encode({key: found[key] for key in LINE}).decode(), flush=True)
+            sys.stdout.write(written({key: found[key] for key in LINE}, spoken(Form.JSON), is_line=True))
+            sys.stdout.flush()
             last = line
         if found["state"] in CODES or (end is not None and time.monotonic() >= end):
             return str(found["state"])

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from muster_controller.cli import rollout_explain, rollout_orders, rollout_watch
+from muster_controller.cli import rollout_explain, rollout_orders, rollout_report, rollout_watch
 from muster_controller.cli.arguments import (
     AsJson,
     Limit,
@@ -191,4 +191,5 @@ def _said(member: dict[str, Any]) -> str:
 
 app.command(epilog=rollout_watch.EPILOG)(rollout_watch.watch)
 app.command(epilog=rollout_explain.EPILOG)(rollout_explain.explain)
+app.command(epilog=EXIT_CODES)(rollout_report.report)
 rollout_orders.register(app)

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from muster_controller.cli import completion
 from muster_controller.cli.arguments import AsJson, Reason
 from muster_controller.cli.client import EXIT_CODES, connect, refuse
 from muster_controller.cli.login import read_password
@@ -17,7 +18,7 @@ from muster_shared.errors import MusterError
 
 app = typer.Typer(help="Operators.", no_args_is_help=True, epilog=EXIT_CODES)
 
-NameArgument = Annotated[str, typer.Argument(help="The operator's name.")]
+NameArgument = Annotated[str, typer.Argument(help="The operator's name.", autocompletion=completion.operators)]
 RoleOption = Annotated[Role, typer.Option("--role", help="viewer < operator < publisher, approver < admin.")]
 SelectorOption = Annotated[
     str, typer.Option("--selector", "-s", help="Only devices that this label selector names. Default: all.")

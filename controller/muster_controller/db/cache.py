@@ -1,18 +1,27 @@
 """What the fleet looks at all the time, kept in memory as it was at one generation of the database.
 
-The writing thread changes it; `committed` may be called from any thread. It reads and writes no database.
+The writing thread changes it; `committed` may be called from any thread. It reads and writes no database. Devices are
+kept twice: in dictionaries, which the fleet reads and walks fastest, and in persistent maps with an index beside them
+(`fleet_index`), of which readers get the newest without copying a hundred thousand entries.
 """
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TypeVar
+
+import immutables
 
 from muster_controller.core.rollout.state import ENDED, Rollout
 from muster_controller.db.draft import BaselineKey, Draft, newest_first
 from muster_controller.db.snapshot import Committed, Touched
+from muster_controller.fleet_index import Change, FleetIndex, index_of
 from muster_controller.ports import Baseline, Desired, Device
 from muster_shared.ids import DeviceId, EventId, ModelName, RolloutId
+
+T = TypeVar("T")
 
 ENDED_CACHED = 64  # Ended rollouts kept at hand: late devices ask for the one of their baseline again and again.
 EVENTS_REMEMBERED = 100_000  # Ids of events kept at hand, so that a repeated one costs no look into the database.
@@ -34,8 +43,11 @@ class Cache:
         self._loaded = loaded
         self._ended: OrderedDict[RolloutId, Rollout] = OrderedDict()
         self._events: OrderedDict[EventId, None] = OrderedDict()
-        self._lock = threading.Lock()  # Guards `_loaded` against `committed`.
+        self._lock = threading.Lock()  # Guards what follows, and `_loaded`, against `committed`.
         self._committed: Committed | None = None
+        self._device_map: immutables.Map[DeviceId, Device] = immutables.Map(loaded.devices)
+        self._desired_map: immutables.Map[DeviceId, Desired] = immutables.Map(loaded.desired)
+        self._index: FleetIndex = index_of(loaded.devices, loaded.desired)
 
     @property
     def generation(self) -> int:
@@ -82,18 +94,20 @@ class Cache:
                     model = baseline.release.model
                     by_model[model] = (*by_model.get(model, ()), baseline)
                 self._committed = Committed(
-                    MappingProxyType(dict(self.devices)),
-                    MappingProxyType(dict(self.desired)),
+                    self._device_map,
+                    self._desired_map,
                     MappingProxyType(by_model),
                     MappingProxyType(dict(self.running)),
+                    self._index.view(),
                 )
             return self._committed
 
     def adopt(self, draft: Draft, generation: int) -> Touched:
         """Follow a commit of `draft` that brought the database to `generation`."""
         with self._lock:
-            self.devices.update(draft.devices)
-            self.desired.update(draft.desired)
+            self._index.apply(self._changes(draft))
+            self._device_map = _follow(self.devices, self._device_map, draft.devices)
+            self._desired_map = _follow(self.desired, self._desired_map, draft.desired)
             self.baselines.update(draft.baselines)
             for key, saved in draft.rollouts.items():
                 self.running.pop(key, None)
@@ -116,8 +130,11 @@ class Cache:
     def replace(self, loaded: Loaded) -> Touched:
         """Forget everything for what another process left, and say what differs."""
         before = self._loaded
+        devices, desired = immutables.Map(loaded.devices), immutables.Map(loaded.desired)
+        index = index_of(loaded.devices, loaded.desired)
         with self._lock:
             self._loaded = loaded
+            self._device_map, self._desired_map, self._index = devices, desired, index
             self._committed = None
         self._ended.clear()
         self._events.clear()
@@ -132,7 +149,25 @@ class Cache:
             notes=1,  # There may be any number of them.
         )
 
+    def _changes(self, draft: Draft) -> Iterable[Change]:
+        for key in draft.devices.keys() | draft.desired.keys():
+            device, desired = self.devices.get(key), self.desired.get(key)
+            yield Change(key, device, desired, draft.devices.get(key, device), draft.desired.get(key, desired))
+
     def _moved_to(self, generation: int) -> None:
         held = self._loaded
         self._loaded = Loaded(generation, held.devices, held.desired, held.baselines, held.running)
         self._committed = None
+
+
+def _follow(
+    kept: dict[DeviceId, T], shown: immutables.Map[DeviceId, T], written: Mapping[DeviceId, T | None]
+) -> immutables.Map[DeviceId, T]:
+    """Keep what was written, None meaning that it is forgotten; return `shown` with the same."""
+    following = shown.mutate()
+    for device, value in written.items():
+        if value is not None:
+            kept[device] = following[device] = value
+        elif device in kept:
+            del kept[device], following[device]
+    return following.finish()

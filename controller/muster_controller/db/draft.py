@@ -28,8 +28,9 @@ class SavedRollout:
 
 @dataclass
 class Draft:
-    devices: dict[DeviceId, Device] = field(default_factory=dict)
-    desired: dict[DeviceId, Desired] = field(default_factory=dict)
+    devices: dict[DeviceId, Device | None] = field(default_factory=dict)
+    """None: it is forgotten; so the next."""
+    desired: dict[DeviceId, Desired | None] = field(default_factory=dict)
     issued: list[Issued] = field(default_factory=list)
     rollouts: dict[RolloutId, SavedRollout] = field(default_factory=dict)
     points: list[tuple[RolloutId, Plot]] = field(default_factory=list)

@@ -4,12 +4,12 @@ What may change is decided elsewhere (`identity.enrolment`); here it is made to 
 write do so one after the other, whichever controller they belong to.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import msgspec
-from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
+from sqlalchemy import Connection, Integer, RowMapping, Select, cast, delete, func, insert, select, update
 
 from muster_controller.acting import Acting
 from muster_controller.client_names import mixer_of
@@ -25,6 +25,8 @@ _serials: msgspec.json.Decoder[dict[str, DeviceId | None]] = msgspec.json.Decode
 _labels: msgspec.json.Decoder[dict[str, str]] = msgspec.json.Decoder(dict[str, str])
 
 _WRITERS = 0x4D757374657241  # The advisory lock of those who write here; the number says "MusterA".
+
+_CHUNK = 500  # Names in one question; SQLite takes 32,766 variables.
 
 FORGOTTEN = "."
 """Stands in the name of a revoked identity whose device was forgotten: no device id has one. Its key stays refused."""
@@ -165,6 +167,34 @@ class IdentityReading:
         rows = self._connection.execute(query.order_by(_CERTIFICATE.c.serial)).all()
         return [(str(row.serial), float(row.revoked_at)) for row in rows]
 
+    def device_expiries(self, now: float, step_s: float) -> dict[int, int]:
+        """Return how many devices' newest certificates run out in each `step_s` from `now` on, by number of the step.
+
+        Of devices alone, and of certificates that hold.
+        """
+        newest = _newest_of_devices(now).subquery()
+        step = cast(func.floor((newest.c.ends - now) / step_s), Integer)
+        rows = self._connection.execute(select(step.label("step"), func.count().label("n")).group_by(step)).all()
+        return {int(row.step): int(row.n) for row in rows}
+
+    def soonest_expiries(self, now: float, limit: int) -> list[tuple[DeviceId, float]]:
+        """Return whose newest certificate that holds runs out first, and when."""
+        newest = _newest_of_devices(now).subquery()
+        rows = self._connection.execute(select(newest).order_by(newest.c.ends, newest.c.device).limit(limit)).all()
+        return [(DeviceId(row.device), float(row.ends)) for row in rows]
+
+    def admitted_count(self) -> int:
+        """Return how many devices may come; not mixers."""
+        query = select(func.count()).where(_IDENTITY.c.state == IdentityState.ACCEPTED.value)
+        return int(self._connection.execute(query.where(_IDENTITY.c.device.not_like("%.%"))).scalar_one())
+
+
+def _newest_of_devices(now: float) -> Select[tuple[object, ...]]:
+    """Select `device` and when its newest certificate `ends`; neither mixers, nor the controller, nor the forgotten."""
+    query = select(_CERTIFICATE.c.device, func.max(_CERTIFICATE.c.expires_at).label("ends"))
+    query = query.where(_CERTIFICATE.c.revoked_at.is_(None), _CERTIFICATE.c.expires_at > now)
+    return query.where(_CERTIFICATE.c.device.not_like("%.%")).group_by(_CERTIFICATE.c.device)
+
 
 class IdentityWriting(IdentityReading):
     """One write transaction, in the name of `who`. What it reads stays so until it ends."""
@@ -206,6 +236,33 @@ class IdentityWriting(IdentityReading):
         if changed.rowcount == 0:
             self._connection.execute(insert(_IDENTITY).values(device=identity.device, **values))
         self.note(action, identity.device, detail)
+
+    def relabel(
+        self, devices: Collection[DeviceId], edited: Callable[[Mapping[str, str]], Mapping[str, str]]
+    ) -> tuple[int, int]:
+        """Give each accepted one of `devices` the labels that `edited` makes of its own; it says so in no log.
+
+        Returns how many were changed, and how many had them so already. What `edited` raises goes through.
+        """
+        after: dict[bytes, bytes] = {}  # Most of them have those of a few tokens.
+        changed = same = 0
+        names = sorted(devices)
+        for start in range(0, len(names), _CHUNK):
+            some = _IDENTITY.c.device.in_(names[start : start + _CHUNK])
+            query = select(_IDENTITY.c.device, _IDENTITY.c.labels).where(some)
+            moved: dict[bytes, list[str]] = {}
+            for row in self._connection.execute(query.where(_IDENTITY.c.state == IdentityState.ACCEPTED.value)).all():
+                raw = bytes(row.labels)
+                if raw not in after:
+                    after[raw] = _packed(edited(_labels.decode(raw)))
+                if after[raw] != _packed(_labels.decode(raw)):
+                    moved.setdefault(after[raw], []).append(row.device)
+                else:
+                    same += 1
+            for labels, found in moved.items():
+                self._connection.execute(update(_IDENTITY).where(_IDENTITY.c.device.in_(found)).values(labels=labels))
+                changed += len(found)
+        return changed, same
 
     def save_mixer_key(self, mixer: str, public_key: str) -> None:
         """Write down the key (hex) of a mixer, known or not."""

@@ -172,25 +172,30 @@ class SqlLedger:
 
     def devices(self) -> Sequence[Device]:
         """Return every device, by id."""
-        merged = dict(self._cache.devices)
+        merged: dict[DeviceId, Device | None] = dict(self._cache.devices)
         for draft in self._drafts:
             merged |= draft.devices
-        return [merged[device] for device in sorted(merged)]
+        return [found for device in sorted(merged) if (found := merged[device]) is not None]
 
     def save_device(self, device: Device) -> None:
         self._draft().devices[device.id] = device
 
+    def forget(self, device: DeviceId) -> None:
+        draft = self._draft()
+        draft.devices[device] = None
+        draft.desired[device] = None
+
     def desired(self, device: DeviceId) -> Desired:
         for draft in reversed(self._drafts):
             if device in draft.desired:
-                return draft.desired[device]
+                return draft.desired[device] or Desired(device)
         return self._cache.desired.get(device) or Desired(device)
 
     def all_desired(self) -> Sequence[Desired]:
-        merged = dict(self._cache.desired)
+        merged: dict[DeviceId, Desired | None] = dict(self._cache.desired)
         for draft in self._drafts:
             merged |= draft.desired
-        return [merged[device] for device in sorted(merged)]
+        return [found for device in sorted(merged) if (found := merged[device]) is not None]
 
     def save_desired(self, desired: Desired) -> None:
         draft = self._draft()

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, func, select, true
+from sqlalchemy import ColumnElement, Connection, Engine, Select, func, or_, select, true
 from sqlmodel import col
 
+from muster_controller.core.rollout.alike import Summed
 from muster_controller.core.rollout.events import Plot
 from muster_controller.core.rollout.state import ENDED, Rollout
-from muster_controller.db import rollout_rows, rows
+from muster_controller.db import rollout_rows, rollout_sums, rows
 from muster_controller.db.cache import Loaded
 from muster_controller.db.engine import Database
 from muster_controller.db.tables import (
@@ -55,6 +56,17 @@ class EventEntry:
 class NoteEntry:
     ordinal: int
     note: Note
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What a rollout is called and how it stands; times are Unix seconds."""
+
+    id: RolloutId
+    version: str
+    state: str
+    created_at: float
+    ended_at: float | None
 
 
 class LedgerReader:
@@ -102,29 +114,59 @@ class LedgerReader:
         after: RolloutId | None = None,
         since: float | None = None,
         until: float | None = None,
+        text: str | None = None,
     ) -> list[Rollout]:
         """Return rollouts, newest first.
 
         Args:
+            text: Only those whose id, model, creator or reason has it somewhere.
             after: Only those that come behind this one; none, when it is not known.
             since: Only those that had not ended then.
             until: Only those that were created until then.
         """
-        where: ColumnElement[bool] = true()
-        if model is not None:
-            where &= col(RolloutRow.model) == model
-        if state is not None:
-            where &= col(RolloutRow.state) == state
-        if after is not None:
-            columns = table(RolloutRow).c
-            created_at = select(columns.created_at).where(columns.id == after).scalar_subquery()
-            where &= (columns.created_at < created_at) | ((columns.created_at == created_at) & (columns.id < after))
+        where = _listed(model, state, after, text)
         if since is not None:
             where &= col(RolloutRow.ended_at).is_(None) | (col(RolloutRow.ended_at) >= since)
         if until is not None:
             where &= col(RolloutRow.created_at) <= until
         with self._connection() as connection:
             return _rollouts(connection, where, limit, offset)
+
+    def has_rollout(self, rollout: RolloutId) -> bool:
+        with self._connection() as connection:
+            return (
+                connection.execute(select(table(RolloutRow).c.id).where(col(RolloutRow.id) == rollout)).first()
+                is not None
+            )
+
+    def summed(
+        self,
+        limit: int,
+        *,
+        model: str | None = None,
+        state: str | None = None,
+        after: RolloutId | None = None,
+        text: str | None = None,
+    ) -> list[Summed]:
+        """Return rollouts as `rollouts` does, newest first, with counts in the place of devices and no verdicts."""
+        with self._connection() as connection:
+            headers = list(_rows(connection, RolloutRow, _newest(_listed(model, state, after, text)).limit(limit)))
+            return rollout_sums.summed(connection, [rollout_rows.to_header(row) for row in headers])
+
+    def headlines(self) -> dict[str, Headline]:
+        """Return the newest rollout of each model, without its devices."""
+        columns = table(RolloutRow).c
+        newest = select(columns.model, func.max(columns.created_at).label("at")).group_by(columns.model).subquery()
+        query = select(columns.id, columns.model, columns.release, columns.state, columns.created_at, columns.ended_at)
+        query = query.join(newest, (columns.model == newest.c.model) & (columns.created_at == newest.c.at))
+        with self._connection() as connection:
+            found = connection.execute(query.order_by(columns.id)).all()
+        return {
+            str(row.model): Headline(
+                RolloutId(row.id), rows.to_release(row.release).version, row.state, row.created_at, row.ended_at
+            )
+            for row in found
+        }
 
     def points(self, rollout: RolloutId) -> list[Plot]:
         """Return the points of its chart, oldest first."""
@@ -217,16 +259,32 @@ class LedgerReader:
             yield connection
 
 
+def _listed(model: str | None, state: str | None, after: RolloutId | None, text: str | None) -> ColumnElement[bool]:
+    """Return what rollouts are of a list; see `LedgerReader.rollouts`."""
+    columns = table(RolloutRow).c
+    where: ColumnElement[bool] = true()
+    if model is not None:
+        where &= columns.model == model
+    if state is not None:
+        where &= columns.state == state
+    if after is not None:
+        created_at = select(columns.created_at).where(columns.id == after).scalar_subquery()
+        where &= (columns.created_at < created_at) | ((columns.created_at == created_at) & (columns.id < after))
+    if text is not None:
+        told = (columns.id, columns.model, columns.created_by, columns.reason)
+        where &= or_(*(each.icontains(text, autoescape=True) for each in told))
+    return where
+
+
+def _newest(where: ColumnElement[bool]) -> Select[tuple[object, ...]]:
+    columns = table(RolloutRow).c
+    return _select(RolloutRow).where(where).order_by(columns.created_at.desc(), columns.id.desc())
+
+
 def _rollouts(
     connection: Connection, where: ColumnElement[bool], limit: int | None = None, offset: int = 0
 ) -> list[Rollout]:
-    query = (
-        _select(RolloutRow)
-        .where(where)
-        .order_by(col(RolloutRow.created_at).desc(), col(RolloutRow.id).desc())
-        .limit(limit)
-        .offset(offset)
-    )
+    query = _newest(where).limit(limit).offset(offset)
     return [
         rollout_rows.to_rollout(
             row,

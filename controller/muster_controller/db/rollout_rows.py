@@ -132,7 +132,13 @@ def to_rollout(
     strata: Iterable[StratumRow],
     verdicts: Iterable[VerdictRow],
 ) -> Rollout:
-    header = Rollout(
+    header = to_header(row, verdicts)
+    return assembled(header, map(_to_member, members), map(_to_control, controls), to_latency(strata))
+
+
+def to_header(row: RolloutRow, verdicts: Iterable[VerdictRow] = ()) -> Rollout:
+    """Return the rollout without its devices, and what follows from them."""
+    return Rollout(
         id=RolloutId(row.id),
         model=ModelName(row.model),
         release=to_release(row.release),
@@ -159,8 +165,10 @@ def to_rollout(
         plotted_e=row.plotted_e,
         recalled=row.recalled,
     )
-    latency = {(each.wave, each.device_class): _to_bins(each.latency) for each in strata}
-    return assembled(header, map(_to_member, members), map(_to_control, controls), latency)
+
+
+def to_latency(strata: Iterable[StratumRow]) -> dict[tuple[int, str], Bins]:
+    return {(each.wave, each.device_class): _to_bins(each.latency) for each in strata}
 
 
 def to_point(row: PointRow) -> Plot:

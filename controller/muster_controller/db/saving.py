@@ -4,7 +4,7 @@ import gc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, delete
 
 from muster_controller.core.rollout.state import Control, Member
 from muster_controller.db import rollout_rows, rows
@@ -22,8 +22,11 @@ from muster_controller.db.tables import (
     RolloutRow,
     StratumRow,
     VerdictRow,
+    table,
 )
 from muster_controller.db.writing import insert, upsert
+
+_DEVICE, _DESIRED = table(DeviceRow), table(DesiredRow)
 
 
 def write(connection: Connection, draft: Draft) -> None:
@@ -45,12 +48,17 @@ def _uncollected() -> Iterator[None]:
 
 
 def _write(connection: Connection, draft: Draft) -> None:
-    models = [each.models for each in draft.desired.values()] + [each.models for each in draft.issued]
+    desired = [each for each in draft.desired.values() if each is not None]
+    models = [each.models for each in desired] + [each.models for each in draft.issued]
     json = {id(each): rows.models_json(each) for each in models}
-    upsert(connection, DeviceRow, map(rows.device_values, draft.devices.values()))
-    upsert(
-        connection, DesiredRow, (rows.desired_values(each, json[id(each.models)]) for each in draft.desired.values())
-    )
+    upsert(connection, DeviceRow, (rows.device_values(each) for each in draft.devices.values() if each is not None))
+    upsert(connection, DesiredRow, (rows.desired_values(each, json[id(each.models)]) for each in desired))
+    for device, found in draft.devices.items():
+        if found is None:
+            connection.execute(delete(_DEVICE).where(_DEVICE.c.id == device))
+    for device, wanted in draft.desired.items():
+        if wanted is None:
+            connection.execute(delete(_DESIRED).where(_DESIRED.c.device == device))
     insert(connection, IssuedRow, (rows.issued_values(each, json[id(each.models)]) for each in draft.issued))
     for saved in draft.rollouts.values():
         _write_rollout(connection, saved)

@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from muster_controller.core.rollout.state import Rollout
+from muster_controller.fleet_index import index_of
+from muster_controller.fleet_view import FleetView
 from muster_controller.ports import Baseline, Desired, Device
 from muster_shared.ids import DeviceId, ModelName, RolloutId
 
@@ -17,6 +20,12 @@ class Committed:
     baselines: Mapping[ModelName, Sequence[Baseline]]
     """Of each model, the newest first."""
     running: Mapping[RolloutId, Rollout]
+    indexed: FleetView | None = None
+    """The devices by what holds for them; None: made when it is asked for."""
+
+    @cached_property
+    def view(self) -> FleetView:
+        return index_of(self.devices, self.desired).view() if self.indexed is None else self.indexed
 
 
 @dataclass(frozen=True)

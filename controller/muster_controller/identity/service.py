@@ -6,7 +6,7 @@ told of it is `access`, which is woken after every change.
 
 import secrets
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from hmac import compare_digest
@@ -39,6 +39,7 @@ from muster_controller.identity.enrolment import (
     Token,
 )
 from muster_controller.identity.errors import CaInvalid, EnrolmentConflict, IdentityUnknown, RequestInvalid
+from muster_controller.identity.relabelling import LabelEdit
 from muster_controller.identity.requests import Verified, verify
 from muster_controller.operators.limits import RateLimit
 from muster_shared import ids
@@ -62,6 +63,8 @@ TTL_S_MIN, TTL_S_MAX = 60.0, 366 * 86_400.0
 CERTIFICATES_AN_HOUR = 20
 """For one device. Each is a row for months, and none needs more than one in days."""
 HOUR_S = 3600.0
+EXPIRIES_KEPT_S = 30.0
+"""How certificates run out changes slowly, and to count them takes a look at each."""
 REFUSALS_LOGGED_A_SECOND, REFUSALS_LOGGED_AT_ONCE = 0.2, 20.0  # Anybody can cause one, as often as the port lets them.
 
 log = structlog.get_logger()
@@ -73,6 +76,25 @@ class Reached:
 
     broker_url: str
     device_url: str
+
+
+@dataclass(frozen=True)
+class Expiries:
+    """How the newest certificates of devices run out.
+
+    Attributes:
+        at: when it was so; the first step begins then.
+        steps: how many devices' in each step, by its number.
+        soonest: whose first, and when.
+        lapsed: devices that are admitted and have none that holds.
+        revoked: certificates that are revoked and would hold else, whosever.
+    """
+
+    at: float
+    steps: Mapping[int, int]
+    soonest: tuple[tuple[DeviceId, float], ...]
+    lapsed: int
+    revoked: int
 
 
 class EnrolmentService:
@@ -98,6 +120,7 @@ class EnrolmentService:
         self._reached = reached
         self._trust_root = trust_root
         self._changed = changed
+        self._expiries: tuple[tuple[float, int], float, Expiries] | None = None
         self._refusals = RateLimit(REFUSALS_LOGGED_A_SECOND, REFUSALS_LOGGED_AT_ONCE, kept=1)
 
     # -- what devices ask --------------------------------------------------------------------------------------------
@@ -263,6 +286,24 @@ class EnrolmentService:
         with self._store.reading() as rows:
             return rows.certificates(device)
 
+    def expiries(self, step_s: float, soonest: int) -> Expiries:
+        """Return how the devices' certificates run out, in steps from now on; the answer may be EXPIRIES_KEPT_S old."""
+        now, asked = self._clock(), (step_s, soonest)
+        kept = self._expiries
+        if kept is not None and kept[0] == asked and 0.0 <= now - kept[1] < EXPIRIES_KEPT_S:
+            return kept[2]
+        with self._store.reading() as rows:
+            steps = rows.device_expiries(now, step_s)
+            found = Expiries(
+                now,
+                steps,
+                tuple(rows.soonest_expiries(now, soonest)),
+                max(0, rows.admitted_count() - sum(steps.values())),
+                len(rows.revoked_certificates(now)),
+            )
+        self._expiries = asked, now, found
+        return found
+
     def accept(self, device: DeviceId) -> Identity:
         """Raises NotFound, EnrolmentConflict."""
         return self._order(device, enrolment.accept, "identity.accept")
@@ -277,6 +318,30 @@ class EnrolmentService:
         Raises NotFound, EnrolmentConflict.
         """
         return self._order(device, enrolment.revoke, "identity.revoke")
+
+    def relabel(self, devices: Collection[DeviceId], edit: LabelEdit, said: str, *, is_dry: bool) -> tuple[int, int]:
+        """Change the labels that operators gave to those of `devices` that are accepted.
+
+        Args:
+            said: which devices these are, for the audit log.
+        Returns:
+            how many have other labels now (dry: would have), and how many had them so already.
+        Raises:
+            WireError: one of them would have too many.
+        """
+        now, who = self._clock(), acting()
+        if is_dry:
+            with self._store.reading() as reading:
+                labels = reading.labels(IdentityState.ACCEPTED)
+            mine = [labels[device] for device in devices if device in labels]
+            changed = sum(edit.applied(each) != each for each in mine)
+            return changed, len(mine) - changed
+        with self._store.writing(who, now) as rows:
+            changed, same = rows.relabel(devices, edit.applied)
+            if changed:
+                rows.note("device.label", said, f"{edit}: {changed} changed, {same} had it so")
+        self._changed()
+        return changed, same
 
     def forget(self, device: DeviceId) -> Identity:
         """Free a device's name for another key; its certificates hold no more. Raises NotFound."""

@@ -55,6 +55,7 @@ from muster_controller.registry.signing import sign_all
 from muster_shared import assignment as assignments
 from muster_shared.assignment import KEYS_ROLE, KEYS_TARGET, Assignment
 from muster_shared.bundle import parse_manifest
+from muster_shared.call import Call, sign_call
 from muster_shared.errors import WireError
 from muster_shared.messages import TrustFiles
 
@@ -62,6 +63,7 @@ KEYS_FOLDER = "keys"
 NEXT_FOLDER = "next"
 TRUST_FOLDER = "trust"
 TIMESTAMP_FILE = "timestamp.json"
+VERSIONS_SHOWN = 32  # Of a release role: enough for people, and read in a moment.
 ROOTS_MAX = 64  # What fits into the root message; at one ceremony a year nobody gets there.
 
 ONLINE_ROLES = (Role.SNAPSHOT, Role.TIMESTAMP, Role.ASSIGNMENT)
@@ -76,6 +78,15 @@ class RoleExpiry:
     role: str
     version: int
     expires: datetime
+
+
+@dataclass(frozen=True)
+class ReleaseChange:
+    """What metadata of a release role would change. `added`, `removed`: target paths."""
+
+    is_new: bool
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -210,22 +221,24 @@ class TufRepository:
         with self._lock:
             self._settle()
             state = self._ready()
-            offered = parse(Targets, metadata, role)
-            require_signatures(state.targets.signed, role, offered)
-            require_fresh(role, offered, now)
-            if state.releases_data.get(role) == metadata:
+            offered = self._judge_release(state, role, metadata, manifest, now)
+            if offered is None:
                 return False
-            recorded = state.snapshot.signed.meta.get(f"{role}.json")
-            current = recorded.version if recorded is not None else 0
-            if offered.signed.version != current + 1:
-                raise VersionConflict(role, current, offered.signed.version)
-            self._check_release(state, role, offered.signed, manifest)
             name = f"{offered.signed.version}.{role}.json"
-            require_message(role, {name: metadata})
-
             meta = {f"{role}.json": MetaFile.from_data(offered.signed.version, metadata, ["sha256"])}
             self._commit({name: metadata}, meta, state.root.signed, now)
             return True
+
+    def check_release(self, role: str, metadata: bytes, manifest: bytes | None, now: datetime) -> ReleaseChange:
+        """Return what `accept_release` would change, and change nothing. Arguments, errors: the same."""
+        with self._lock:
+            self._settle()
+            state = self._ready()
+            offered = self._judge_release(state, role, metadata, manifest, now)
+        before = state.releases[role].signed.targets if role in state.releases else {}
+        after = before if offered is None else offered.signed.targets
+        added, removed = sorted(after.keys() - before.keys()), sorted(before.keys() - after.keys())
+        return ReleaseChange(offered is not None, tuple(added), tuple(removed))
 
     # -- what the online keys do -------------------------------------------------------------------------------------
 
@@ -247,6 +260,10 @@ class TufRepository:
     def sign_assignment(self, assignment: Assignment) -> bytes:
         """Return the envelope of `assignment`, as it is published. Raises KeyMissing, KeyUnreadable."""
         return assignments.sign(assignment, self._assignment_signer())
+
+    def sign_call(self, call: Call) -> bytes:
+        """Return the envelope of `call`, as it is published. Raises KeyMissing, KeyUnreadable."""
+        return sign_call(call, self._assignment_signer())
 
     def sign_assignments(self, documents: Sequence[Assignment]) -> list[bytes]:
         """Return the envelopes of `documents`, in order: on all processors.
@@ -291,6 +308,16 @@ class TufRepository:
     def role_metadata(self, role: str) -> bytes | None:
         """Return the current metadata of a release role, which the next version is made from; None before the first."""
         return self._ready().releases_data.get(role)
+
+    def role_versions(self, role: str, most: int = VERSIONS_SHOWN) -> tuple[bytes, ...]:
+        """Return the newest versions of a release role's metadata that are still here, ascending; the last is current.
+
+        They were verified when they were taken, with the keys of their time.
+        """
+        recorded = self._ready().snapshot.signed.meta.get(f"{role}.json")
+        last = 0 if recorded is None else recorded.version
+        paths = (self._folder / f"{version}.{role}.json" for version in range(max(1, last - most + 1), last + 1))
+        return tuple(path.read_bytes() for path in paths if path.is_file())
 
     def roles(self) -> tuple[str, ...]:
         """Return every release role that is delegated, with releases or without."""
@@ -416,6 +443,23 @@ class TufRepository:
             raise MetadataRefused(role, f"{min(other)} is not as published; publish it when the new keys are in force")
         require_message(role, {f"{release.signed.version}.{role}.json": data})
         return release.signed.version, data
+
+    def _judge_release(
+        self, state: _State, role: str, metadata: bytes, manifest: bytes | None, now: datetime
+    ) -> Metadata[Targets] | None:
+        """Return what is offered, which may be taken; None: it is here already. Errors as `accept_release`."""
+        offered = parse(Targets, metadata, role)
+        require_signatures(state.targets.signed, role, offered)
+        require_fresh(role, offered, now)
+        if state.releases_data.get(role) == metadata:
+            return None
+        recorded = state.snapshot.signed.meta.get(f"{role}.json")
+        current = recorded.version if recorded is not None else 0
+        if offered.signed.version != current + 1:
+            raise VersionConflict(role, current, offered.signed.version)
+        self._check_release(state, role, offered.signed, manifest)
+        require_message(role, {f"{offered.signed.version}.{role}.json": metadata})
+        return offered
 
     def _check_release(self, state: _State, role: str, offered: Targets, manifest: bytes | None) -> None:
         check_releases(role, offered, state.targets.signed)

@@ -112,13 +112,14 @@ def _environment(services: Services) -> Environment:
         evidence=present.number,
         host_rows=present.host_rows,
         percent=present.percent,
+        span=present.span,
         stamp=present.stamp,
         words=present.words,
     )
     environment.globals.update(
         fleet=services.fleet_id,
         nav=NAVIGATION,
-        version=services.version,
+        muster_version=services.version,  # Pages have versions of their own.
         open_lab=services.open_lab,
         query=present.query,
         tones=present.TONES,

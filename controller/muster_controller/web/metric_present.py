@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from muster_controller.core.metrics import estimates
 from muster_controller.core.metrics.figures import Figure
 from muster_controller.core.metrics.sums import MixedSum
-from muster_controller.web.metric_charts import BandChart, Whisker, band_chart, said, whiskers
+from muster_controller.web.metric_charts import Whisker, said, timeline, whiskers
+from muster_controller.web.plots import Plot
 from muster_shared.metrics import HOUR_S
 
 CLASSES_SHOWN = 24
@@ -24,20 +25,12 @@ class FigureTile:
 
 
 @dataclass(frozen=True)
-class Timeline:
-    title: str
-    unit: str
-    chart: BandChart | None
-    words: str
-
-
-@dataclass(frozen=True)
 class ModelPanel:
     tiles: tuple[FigureTile, ...]
     classes: tuple[Whisker, ...]
     classes_left: int
     inputs: tuple[Whisker, ...]
-    timelines: tuple[Timeline, ...]
+    timelines: tuple[Plot, ...]
     devices: int
     eps: float
     """What all of the figures together cost a device in the periods shown, at DELTA."""
@@ -73,10 +66,10 @@ def model_panel(
         max(0, len(named) - CLASSES_SHOWN),
         whiskers(list(estimates.input_shares(found).items())),
         (
-            _timeline("Right answers", drawn, estimates.accuracy, begin, end, step),
-            _timeline("Mean confidence", drawn, estimates.mean_confidence, begin, end, step),
-            _timeline("Devices that see drift", drawn, _drifting, begin, end, step),
-            _timeline("Latency p95", drawn, _p95, begin, end, step, unit="ms"),
+            _timeline("right", "Right answers", drawn, estimates.accuracy, begin, end, step),
+            _timeline("confidence", "Mean confidence", drawn, estimates.mean_confidence, begin, end, step),
+            _timeline("drift", "Devices that see drift", drawn, _drifting, begin, end, step),
+            _timeline("latency", "Latency p95", drawn, _p95, begin, end, step, is_share=False),
         ),
         max((figure.devices for figure in (accuracy, confidence, failed)), default=0),
         max((figure.eps for figure in paid.values()), default=0.0),
@@ -96,6 +89,7 @@ def steps(found: Sequence[MixedSum], begin: float, end: float, step: float) -> l
 
 
 def _timeline(
+    name: str,
     title: str,
     found: Sequence[MixedSum],
     estimate: Callable[[Sequence[MixedSum]], Figure],
@@ -103,18 +97,10 @@ def _timeline(
     end: float,
     step: float,
     *,
-    unit: str = "%",
-) -> Timeline:
+    is_share: bool = True,
+) -> Plot:
     points = [(at, estimate(some)) for at, some in steps(found, begin, end, step)]
-    is_share = unit == "%"
-    chart = band_chart(points, is_share=is_share)
-    known = [figure for _, figure in points if figure.is_known]
-    if chart is None:
-        return Timeline(title, unit, None, "Nothing is known of this time.")
-    words = f"{title}: first {said(known[0], is_share=is_share)}, last {said(known[-1], is_share=is_share)}"
-    if chart.unknown:
-        words += f"; {chart.unknown} of {len(points)} periods are unknown"
-    return Timeline(title, unit, chart, words)
+    return timeline(f"timeline-{name}", title, points, is_share=is_share)
 
 
 def _tile(label: str, figure: Figure, hint: str, *, is_share: bool = True) -> FigureTile:

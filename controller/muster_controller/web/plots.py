@@ -52,8 +52,8 @@ class Series:
     name: str
     points: Sequence[tuple[float, float | None]]
     """(x, y) in order of x; y None: unknown, the line breaks."""
-    band: Sequence[tuple[float, float, float]] = ()
-    """(x, low, high): the interval that each y is known within."""
+    band: Sequence[tuple[float, float | None, float | None]] = ()
+    """(x, low, high): the interval that each y is known within; both None where y is: the band breaks too."""
     tone: Tone = Tone.ACCENT
     shape: Shape = Shape.LINE
 

@@ -1,24 +1,15 @@
 """What the templates show, ready to be shown: words, numbers and geometry. Pure."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import urlencode
 
-from muster_controller.api.rollout_views import member_views, rollout_detail
-from muster_controller.api.schemas import EvidencePointView, ModelView, RolloutDetail, Status
-from muster_controller.api.schemas.rollouts import WaveView
+from muster_controller.api.schemas import ModelView, Status
 from muster_controller.api.standing import Standing
-from muster_controller.core.rollout.explain import Explained, Why
-from muster_controller.core.rollout.state import ENDED, Outcome, Rollout, RolloutState
-from muster_controller.web.actions import ActionPanel, actions
-from muster_controller.web.charts import EvidenceChart, Segment, evidence_chart, segments
-from muster_shared.messages import Step
+from muster_controller.web.charts import Segment, segments
 
-SQUARES_MAX = 1200  # Squares a rollout; more would be dust, and a bar says it better.
 TONES = 6  # Colours of versions; they repeat.
-UNDER_WAY = (Why.UNDER_WAY,)  # These are told, and stand among the devices of their wave.
 
 
 @dataclass(frozen=True)
@@ -38,59 +29,15 @@ class ModelBar:
     total: int
 
 
-@dataclass(frozen=True)
-class Square:
-    tone: str
-    title: str
-    device: str
-
-
-@dataclass(frozen=True)
-class WavePanel:
-    name: str
-    state: str
-    """done, current or ahead."""
-    words: str
-    squares: tuple[Square, ...]
-    bar: tuple[Segment, ...]
-
-
-@dataclass(frozen=True)
-class MetricRow:
-    """One metric against what would stop the rollout by it alone."""
-
-    name: str
-    e: float
-    alone_at: float
-    classes: tuple[tuple[str, float], ...]
-    is_held: bool
-
-
-@dataclass(frozen=True)
-class RolloutPanel:
-    detail: RolloutDetail
-    headline: str
-    share: float
-    waves: tuple[WavePanel, ...]
-    chart: EvidenceChart
-    chart_words: str
-    metrics: tuple["MetricRow", ...]
-    began: float
-    ended: float
-    actions: tuple[ActionPanel, ...] = field(default=())
-
-
 def tiles(status: Status) -> tuple[Tile, ...]:
     """Return the fleet at a glance."""
     counts = status.standings
 
     def tile(label: str, standing: Standing, hint: str, tone: str) -> Tile:
-        return Tile(
-            label, counts.get(standing, 0), hint, tone, "/?" + urlencode({"state": standing.value}) + "#devices"
-        )
+        return Tile(label, counts.get(standing, 0), hint, tone, "/devices?" + urlencode({"state": standing.value}))
 
     return (
-        Tile("online", status.online, f"of {status.devices}", "calm", "/?online=true#devices"),
+        Tile("online", status.online, f"of {status.devices}", "calm", "/devices?online=true"),
         tile("on desired", Standing.CURRENT, "run what they should", "good"),
         tile("updating", Standing.UPDATING, "fetch or test now", "busy"),
         tile("behind", Standing.BEHIND, "have not begun", "wait"),
@@ -108,104 +55,6 @@ def model_bars(models: Sequence[ModelView]) -> tuple[ModelBar, ...]:
         if counts:
             bars.append(ModelBar(model.name, model.baseline, segments(counts), sum(count for _, count in counts)))
     return tuple(bars)
-
-
-def rollout_panel(rollout: Rollout, points: Sequence[EvidencePointView], now: float) -> RolloutPanel:
-    """Return one rollout with its waves, squares, evidence and what can be ordered."""
-    detail = rollout_detail(rollout, now)
-    counts = detail.counts
-    ended = rollout.ended_at if rollout.ended_at is not None else now
-    line = [(rollout.created_at, 1.0), *((point.at, point.e) for point in points if point.at > rollout.created_at)]
-    if line[-1][0] < ended:
-        line.append((ended, detail.e))
-    ended = line[-1][0]  # Reports still arrive after an abort, and are counted.
-    return RolloutPanel(
-        detail=detail,
-        headline=_headline(rollout),
-        share=(counts.good + counts.bad) / counts.devices if counts.devices else 0.0,
-        waves=_wave_panels(rollout, detail.wave_views),
-        chart=evidence_chart(line, detail.hold_at, detail.abort_at),
-        chart_words=(
-            f"Evidence that {detail.version} does harm: E is {number(detail.e)} now. Promotion holds from "
-            f"{detail.hold_at:g}, and the rollout is aborted at {detail.abort_at:g}."
-        ),
-        metrics=metric_rows(detail),
-        began=rollout.created_at,
-        ended=ended,
-        actions=actions(rollout, now),
-    )
-
-
-def metric_rows(detail: RolloutDetail) -> tuple[MetricRow, ...]:
-    """Return each metric in use; `alone_at` is where it would abort if it were the only one to speak."""
-    return tuple(
-        MetricRow(
-            name=name,
-            e=each.e,
-            alone_at=detail.abort_at / detail.terms.weights[name],
-            classes=tuple(sorted(each.e_classes.items())),
-            is_held=each.e >= detail.hold_at,
-        )
-        for name, each in detail.evidence.metrics.items()
-    )
-
-
-def waiting_counts(waiting: Sequence[Explained]) -> tuple[tuple[str, int], ...]:
-    """Return for how many devices each reason holds, the most frequent first."""
-    return tuple((each.value, count) for each, count in Counter(found.why for found in waiting).most_common())
-
-
-def _headline(rollout: Rollout) -> str:
-    before = "" if rollout.previous is None else f" over {rollout.previous.version}"
-    return f"{rollout.model} {rollout.release.version}{before}"
-
-
-def _wave_panels(rollout: Rollout, views: Sequence[WaveView]) -> tuple[WavePanel, ...]:
-    draws_squares = len(rollout.members) + len(rollout.controls) <= SQUARES_MAX
-    members: dict[int | None, list[Square]] = {}
-    for view in member_views(rollout) if draws_squares else ():
-        tone: str = view.outcome
-        if view.arm == "control":
-            tone = "control-pending" if view.outcome == "left" else f"control-{view.outcome}"
-        elif view.arm == "waiting" or view.outcome == "left" or view.assigned_at is None:
-            tone = "waiting"
-        elif view.returned:
-            tone = f"returned-{view.outcome}"
-        elif tone == "pending" and view.step == Step.SWITCHED.value:
-            tone = "probation"
-        step = "" if view.step is None else f", {view.step.replace('_', ' ')}"
-        why = f": {view.reason}" if view.reason else ""
-        title = f"{view.device} ({view.device_class}), {view.arm}, {view.outcome}{step}{why}"
-        members.setdefault(view.wave, []).append(Square(tone, title, view.device))
-    panels = []
-    for wave in views:
-        if wave.wave > rollout.wave:
-            continue
-        pending = f", {wave.pending} pending" if wave.pending else ""
-        pending += f" ({wave.deferred} deferred)" if wave.deferred else ""
-        pending += f", {wave.queued} queued" if wave.queued else ""
-        pending += f", {wave.left} left" if wave.left else ""
-        held = f"; {wave.controls} held back to compare" if wave.controls else ""
-        panels.append(
-            WavePanel(
-                name=f"Wave {wave.wave + 1}",
-                state="current" if wave.wave == rollout.wave and rollout.state not in ENDED else "done",
-                words=f"{wave.devices} devices: {wave.good} good, {wave.bad} bad{pending}{held}",
-                squares=tuple(members.get(wave.wave, ())),
-                bar=segments(
-                    (("good", wave.good), ("bad", wave.bad), ("pending", wave.pending), ("waiting", wave.queued))
-                ),
-            )
-        )
-    left = sum(member.wave is None and member.outcome is Outcome.PENDING for member in rollout.members.values())
-    if left:
-        planned = [size for index, size in enumerate(rollout.waves) if index > rollout.wave]
-        waves = f" in {len(planned)} waves of {', '.join(map(str, planned))}" if len(planned) > 1 else ""
-        is_over = rollout.state in ENDED or rollout.state is RolloutState.ABORTING
-        words = f"{left} devices were not touched" if is_over else f"{left} devices wait{waves}"
-        squares = tuple(members.get(None, ()))
-        panels.append(WavePanel("Not begun", "ahead", words, squares, segments((("waiting", left),))))
-    return tuple(panels)
 
 
 # -- words ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
-"""The little Markdown of our own generated texts as blocks for a template: headings, paragraphs, lists, tables. Pure.
+"""The little Markdown of our own texts and of model cards as blocks for a template: headings, lists, tables and so on.
 
-It is for texts that this controller wrote itself. Emphasis and code marks are left out, links keep their words.
+Pure. Emphasis and code marks are left out, links keep their words, and nothing is ever passed on as HTML: a card is a
+publisher's. What is no Markdown that is known here is a paragraph.
 """
 
 import re
@@ -10,7 +11,8 @@ Block = tuple[str, str | list[str] | list[list[str]]]
 """`h2`, `h3`, `p`, `code` with a text; `list` with items; `table` with rows, the first of which are the headings."""
 
 _MARK = re.compile(r"(?:[-*]|\d{1,2}\.) ")
-_FENCE = re.compile(r"^```[a-z]*$", re.MULTILINE)
+_FENCE = re.compile(r"^```[^`\n]*$", re.MULTILINE)
+_HEADING = re.compile(r"(#{1,6})\s+(\S.*)")
 _LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
 _RULE = re.compile(r"\|?[\s:|-]+\|[\s:|-]*")
 
@@ -27,8 +29,8 @@ def _blocks(text: str) -> list[Block]:
     found: list[Block] = []
     for part in re.split(r"\n\s*\n", text.strip("\n")):
         lines = [line.rstrip() for line in part.splitlines() if line.strip()]
-        while lines and lines[0].startswith("#"):
-            level, words = lines[0].split(" ", 1)
+        while lines and (heading := _HEADING.fullmatch(lines[0])) is not None:
+            level, words = heading.groups()
             if len(level) > 1:
                 found.append(("h2" if len(level) == 2 else "h3", _plain(words)))
             lines = lines[1:]
@@ -37,7 +39,8 @@ def _blocks(text: str) -> list[Block]:
         if lines[0].startswith("    "):
             found.append(("code", textwrap.dedent("\n".join(lines))))
         elif lines[0].lstrip().startswith("|"):
-            found.append(("table", [_cells(line) for line in lines if not _RULE.fullmatch(line.strip())]))
+            rows = [_cells(line) for line in lines if not _RULE.fullmatch(line.strip())]
+            found += [("table", rows)] if rows else []
         elif _MARK.match(lines[0].lstrip()):
             found.append(("list", _items(lines)))
         else:

@@ -214,11 +214,13 @@ class _Worker(threading.Thread):
         return status == http.client.OK
 
     def _ask_once(self, index: int) -> None:
+        is_anew = self._connection is None
         try:
             version, request_id = self._infer(index)
             seen = self.counts.seen.setdefault(version, Seen())
             seen.requests += 1
-            self.is_down.clear()
+            if is_anew:  # An answer over the old connection may be from just before the end.
+                self.is_down.clear()
             right = self._label(request_id, self._encoded.workload.truths[index])
             if right is not None:
                 seen.labelled += 1

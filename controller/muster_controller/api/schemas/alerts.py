@@ -10,6 +10,7 @@ from muster_controller.core.alerts.finding import Severity
 from muster_controller.core.alerts.machine import State
 from muster_controller.db.receiver_store import Kind
 
+PEM_MAX = 64 * 1024
 Pattern = Annotated[str, Field(max_length=200, description="Empty: all. `*` at its end stands for anything.")]
 
 
@@ -117,7 +118,16 @@ class ObjectivePage(Schema):
 class NewReceiver(Schema):
     name: str = Field(max_length=64)
     kind: Kind
-    address: str = Field(max_length=2000, description="An http or https URL, or a mail address.")
+    address: str = Field(
+        max_length=2000, description="An http or https URL, a mail address, or mqtts://[user@]host[:port]/topic."
+    )
+    password: str = Field(default="", max_length=1000, description="Of the user at a broker; it is not shown again.")
+    ca: str = Field(
+        default="", max_length=PEM_MAX, description="PEM: roots of a broker's certificate. Empty: usual ones."
+    )
+    certificate: str = Field(
+        default="", max_length=PEM_MAX, description="PEM: a client certificate for a broker, its chain and its key."
+    )
     severities: list[Severity] = Field(default_factory=list, max_length=3, description="Empty: all.")
     reviews: bool = Field(default=False, description="Whether weekly reviews go there, too.")
     reason: Said = ""

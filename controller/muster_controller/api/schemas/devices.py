@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from muster_controller.api.schemas.base import Next, Schema
+from muster_controller.api.schemas.device_actions import HoldView
 from muster_controller.api.standing import Standing
 
 
@@ -43,6 +44,7 @@ class DeviceView(Schema):
 
 class DevicePage(Schema):
     devices: list[DeviceView]
+    found: int = Field(description="How many there are on all pages.")
     next: Next
 
 
@@ -65,6 +67,7 @@ class DeviceDetail(DeviceView):
     granted_labels: dict[str, str] = Field(
         description="What its enrolment token gave to it; in `labels` they stand before what the device claims."
     )
+    hold: HoldView | None = Field(description="Who keeps it out of rollouts; null: nobody.")
     slots: list[SlotView]
     assignment_counter: int
     accepted_counter: int

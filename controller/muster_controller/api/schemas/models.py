@@ -47,6 +47,7 @@ class VariantView(Schema):
 
 class VersionDetail(ReleaseView):
     bundle_length: int
+    is_revoked: bool = Field(description="No device may run it any more.")
     licence: str
     card: str = Field(description="The model card, Markdown.")
     files: list[FileView]

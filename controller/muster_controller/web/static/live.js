@@ -1,7 +1,10 @@
 // Keeps the page current: on a change told by the stream, htmx fetches the page again and morphs what differs in it.
 // Elements with `hx-morph-skip` and open dialogs stay as they are; focus, scroll and opened details are kept.
+//
+//   <main data-hears="rollout:digits-1-0-0 alert">   this page shows that rollout and alerts; empty: anything may change it
 
-const GATHER_MS = 300; // Changes are gathered this long before the page is fetched.
+const GATHER_MS = 50; // What changes together is told together.
+const EVERY_MS = 600; // A page that changes all the time is fetched this often, and no more.
 const SILENCE_MS = 25_000; // Two heartbeats and a half: the connection is dead even if nobody says so.
 const RETRY_MS = 1_000;
 const KINDS = ["device", "rollout", "model", "note", "alert", "reset"];
@@ -16,7 +19,9 @@ let silence = 0;
 let timer = 0;
 let isFetching = false;
 let again = false;
+let hasFailed = false;
 let fresh = new Date();
+let began = 0;
 let announced = spoken();
 
 function spoken() {
@@ -37,11 +42,12 @@ function show(state) {
 export function refreshSoon(after = GATHER_MS) {
   if (!document.querySelector("[data-live]")) return;
   if (isFetching) again = true;
-  else if (!timer) timer = setTimeout(refresh, after);
+  else if (!timer) timer = setTimeout(refresh, Math.max(after, began + EVERY_MS - Date.now()));
 }
 
 async function refresh() {
   timer = 0;
+  began = Date.now();
   isFetching = true;
   try {
     const answer = await fetch(location.href, { headers: { Accept: "text/html" }, cache: "no-store" });
@@ -53,15 +59,16 @@ async function refresh() {
       if (next && !region.isEqualNode(next)) await morph(region, next);
     }
     fresh = new Date();
+    hasFailed = false;
     const now = spoken();
     if (now !== announced) announce.textContent = announced = now;
   } catch {
-    again = true; // The stream says "lost" when it is the connection.
+    again = hasFailed = true; // The stream says "lost" when it is the connection.
   } finally {
     isFetching = false;
     if (again) {
       again = false;
-      refreshSoon(RETRY_MS);
+      refreshSoon(hasFailed ? RETRY_MS : GATHER_MS);
     }
   }
 }
@@ -87,7 +94,17 @@ export function connect() {
     if (source.readyState === EventSource.CLOSED) setTimeout(connect, 2000 + 3000 * Math.random());
   };
   source.addEventListener("heartbeat", () => { heard(); refreshSoon(); });
-  for (const kind of KINDS) source.addEventListener(kind, () => { heard(); refreshSoon(); });
+  for (const kind of KINDS) {
+    source.addEventListener(kind, ({ data }) => {
+      heard();
+      if (concerns(kind, data)) refreshSoon();
+    });
+  }
+}
+
+function concerns(kind, data) {
+  const hears = document.getElementById("main").dataset.hears?.split(" ").filter(Boolean) ?? [];
+  return !hears.length || kind === "reset" || hears.includes(kind) || hears.includes(`${kind}:${JSON.parse(data).id}`);
 }
 
 function heard() {

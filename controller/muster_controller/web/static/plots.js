@@ -23,7 +23,7 @@ export async function draw(root) {
     const text = figure.querySelector("script[type='application/json']")?.textContent;
     if (!canvas || !text || charts.get(canvas)?.text === text) continue;
     const chart = charts.get(canvas)?.chart ?? opened(canvas);
-    chart.setOption(options(figure.dataset.plot, JSON.parse(text)), { notMerge: true });
+    chart.setOption(options(figure.dataset.plot, JSON.parse(text), canvas.clientWidth), { notMerge: true });
     charts.set(canvas, { chart, text });
     canvas.dataset.drawn = "yes";
   }
@@ -54,8 +54,8 @@ function colour(name) {
   return getComputedStyle(probe).color;
 }
 
-function options(kind, said) {
-  return { ...framed(), ...(kind === "graph" ? graphed(said) : plotted(said)) };
+function options(kind, said, width) {
+  return { ...framed(), ...(kind === "graph" ? graphed(said) : plotted(said, width)) };
 }
 
 function framed() {
@@ -66,22 +66,24 @@ function framed() {
   };
 }
 
-function plotted(said) {
+// `width`: of the canvas, pixels.
+function plotted(said, width) {
+  const isNarrow = width < 480; // Then there is no room beside the plot.
   const quiet = { color: colour("quiet"), fontSize: 11 };
   const line = { lineStyle: { color: colour("edge") } };
   const scale = said.x === "time" ? 1000 : 1; // The page has seconds, ECharts wants milliseconds.
   const format = (value) => (value === null || value === undefined ? "–" : `${Number(value.toPrecision(4))}${said.unit}`);
   const drawn = said.series.flatMap((each) => [...banded(each, scale), lined(each, scale)]);
-  if (drawn.length) drawn[drawn.length - 1].markLine = marked(said.marks, scale);
+  if (drawn.length) drawn[drawn.length - 1].markLine = marked(said.marks, scale, isNarrow);
   const names = said.series.map((each) => each.name);
   return {
-    grid: { left: 8, right: said.marks.some((each) => each.y !== null) ? 84 : 16, top: names.length > 1 ? 30 : 12, bottom: 6, containLabel: true },
+    grid: { left: 8, right: said.marks.some((each) => each.y !== null) && !isNarrow ? 84 : 16, top: (names.length > 1 ? 30 : 12) + (said.marks.some((each) => each.y === null) ? 14 : 0), bottom: 6, containLabel: true },
     legend: names.length > 1 ? { data: names, top: 0, left: 0, itemHeight: 8, itemWidth: 14, textStyle: { color: colour("ink"), fontSize: 12 } } : undefined,
     tooltip: { ...framed().tooltip, trigger: "axis", valueFormatter: format },
     xAxis: {
       type: { time: "time", number: "value", name: "category" }[said.x],
       data: said.x === "name" ? said.names : undefined,
-      axisLabel: { ...quiet, hideOverlap: true }, axisLine: line, axisTick: line, splitLine: { show: false },
+      axisLabel: { ...quiet, ...(said.x === "name" ? { interval: 0, width: Math.max(40, (width - 80) / said.names.length), overflow: "break" } : { hideOverlap: true, alignMaxLabel: "right" }) }, axisLine: line, axisTick: line, splitLine: { show: false },
     },
     yAxis: {
       type: said.is_log ? "log" : "value", min: said.low ?? undefined, max: said.high ?? undefined,
@@ -115,34 +117,41 @@ function banded(each, scale) {
   ];
 }
 
-function marked(marks, scale) {
+function marked(marks, scale, isNarrow) {
   if (!marks.length) return undefined;
   return {
     symbol: "none", silent: true, animation: false,
     data: marks.map((mark) => ({
       name: mark.name,
       ...(mark.y === null ? { xAxis: mark.x * scale } : { yAxis: mark.y }),
-      label: { formatter: mark.name, color: colour(mark.tone), position: "end", fontSize: 11 },
+      label: { formatter: mark.name, color: colour(["idle", "edge"].includes(mark.tone) ? "quiet" : mark.tone), position: isNarrow && mark.y !== null ? "insideEndTop" : "end", fontSize: 11 },
       lineStyle: { color: colour(mark.tone), type: "dashed", width: 1.2 },
     })),
   };
 }
 
+// Upon axes that are not shown: left to itself, a graph whose nodes stand in one row is stretched.
 function graphed(said) {
-  const width = Math.max(1, ...said.nodes.map((each) => each.column));
-  const height = Math.max(1, ...said.nodes.map((each) => each.row));
+  const last = (name) => Math.max(0, ...said.nodes.map((each) => each[name]));
+  const places = new Map(said.nodes.map((each) => [each.id, each]));
+  const bent = (source, target) => {
+    const [from, to] = [places.get(source), places.get(target)];
+    return from && to && from.row === to.row && Math.abs(to.column - from.column) > 1 ? 0.25 : 0;
+  };
   return {
+    grid: { left: 50, right: 70, top: 10, bottom: 22 },
+    xAxis: { type: "value", min: 0, max: Math.max(1, last("column")), show: false },
+    yAxis: { type: "value", min: -0.5, max: last("row") + 0.5, inverse: true, show: false },
     series: [{
-      type: "graph", layout: "none", roam: false, left: 60, right: 90, top: 24, bottom: 34,
+      type: "graph", coordinateSystem: "cartesian2d", layout: "none", roam: false,
       symbol: "roundRect", symbolSize: 16, edgeSymbol: ["none", "arrow"], edgeSymbolSize: 8,
-      label: { show: true, position: "bottom", color: colour("ink"), fontSize: 12 },
+      label: { show: true, position: "bottom", color: colour("ink"), fontSize: 12, formatter: ({ data }) => data.name },
       edgeLabel: { show: true, fontSize: 11, color: colour("quiet"), formatter: ({ data }) => data.what },
-      lineStyle: { color: colour("quiet"), width: 1.4, curveness: 0 },
+      lineStyle: { color: colour("quiet"), width: 1.4 },
       data: said.nodes.map((each) => ({
-        id: each.id, name: each.name, href: each.href, x: each.column / width * 600, y: each.row / height * 100,
-        itemStyle: { color: colour(each.tone) },
+        id: each.id, name: each.name, href: each.href, value: [each.column, each.row], itemStyle: { color: colour(each.tone) },
       })),
-      links: said.edges.map(([source, target, what]) => ({ source, target, what })),
+      links: said.edges.map(([source, target, what]) => ({ source, target, what, lineStyle: { curveness: bent(source, target) } })),
     }],
   };
 }
