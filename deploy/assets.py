@@ -5,7 +5,9 @@
 Nothing of it is in git; a wheel of the controller holds the copies.
 """
 
+import os
 import shutil
+import ssl
 import sys
 from pathlib import Path
 
@@ -24,6 +26,9 @@ FILES = {
 
 def main() -> int:
     """Return 0, or npm's exit code where it failed."""
+    system = ssl.get_default_verify_paths().cafile
+    if system is not None:  # A company's own CA is in the system's store, which Node does not read by itself.
+        os.environ.setdefault("NODE_EXTRA_CA_CERTS", system)
     failed = npm(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", "--prefix", str(LOCKED)])
     if failed:
         print("npm could not fetch what the pages load; is its registry reachable?", file=sys.stderr)
