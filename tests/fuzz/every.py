@@ -12,6 +12,7 @@ MODULES = {
         "broker-url",
         "assignment",
         "assignment-envelope",
+        "call",
         "enrolment",
         "manifest",
     ),

@@ -18,7 +18,7 @@ from harness.pipelines import tensor
 from muster_controller.db.ledger import SqlLedger
 from muster_controller.identity import requests
 from muster_controller.identity.errors import RequestInvalid
-from muster_shared import assignment, bundle, enrolment, messages, topics
+from muster_shared import assignment, bundle, call, enrolment, messages, topics
 from muster_shared.assignment import Activation, Assignment, MaintenanceWindow, ModelAssignment, Trial, Watch
 from muster_shared.bundle import Golden, Lineage, Manifest, Serving, Slo, StateTensor, TensorSpec, Variant
 from muster_shared.errors import WireError
@@ -61,6 +61,7 @@ KINDS: tuple[type[Message], ...] = (
     messages.ControllerSession,
     messages.Want,
     messages.TrustFiles,
+    messages.Answer,
 )
 
 
@@ -110,6 +111,14 @@ def message_seeds() -> list[bytes]:
         messages.ControllerSession(session="s", sent_at=1.0),
         messages.Want(device=DEVICE, length=5000, chunk_bytes=1024, missing=messages.pack_bits((0, 3), 5)),
         messages.TrustFiles(role="timestamp", files={"timestamp.json": '{"signed": {"version": 1}}'}),
+        messages.Answer(
+            id="c-1",
+            device=DEVICE,
+            at=5.0,
+            ok=True,
+            models=(messages.ModelChecked(model=MODEL, version="1.0.0", ok=True, calls=3, latency_ms_p95=2.5),),
+            lines=("started",),
+        ),
     ]
     return [messages.encode(each) for each in (whole, *events, *others)]
 
@@ -155,6 +164,7 @@ TOPICS: dict[str, topics.Topic] = {
     topics.Channel.TWIN.value: topics.DeviceTopic(DEVICE, topics.Channel.TWIN),
     topics.Channel.PRESENCE.value: topics.DeviceTopic(DEVICE, topics.Channel.PRESENCE),
     topics.Channel.EVENT.value: topics.DeviceTopic(DEVICE, topics.Channel.EVENT),
+    topics.Channel.ANSWER.value: topics.DeviceTopic(DEVICE, topics.Channel.ANSWER),
     "want": topics.WantTopic(bundle.digest(FILE)),
 }
 
@@ -272,6 +282,29 @@ def open_assignment(data: bytes) -> None:
     found = assignment.open_signed(data, _keys()[1])
 
     assert found == assignment.parse(assignment_seeds()[0])
+
+
+# -- calls -------------------------------------------------------------------------------------------------------------
+
+
+@once
+def call_seeds() -> list[bytes]:
+    made = call.Call(
+        fleet=FLEET, device=DEVICE, id="c-1", what=call.CallKind.LOGS, lines=50, issued_at=1.0, expires_at=9.0
+    )
+    return [msgspec.json.encode(made)]
+
+
+def open_call(data: bytes) -> None:
+    """As it stands after its signature holds, and as it comes from anybody; what comes out is a call in its bounds."""
+    signer, keys = _keys()
+    with suppress(*_TRUST):
+        call.open_call(data, keys)
+
+    found = call.open_call(assignment.seal_payload(data, call.PAYLOAD_TYPE, signer), keys)
+
+    assert 0 <= found.lines <= call.LINES_MAX
+    assert call.open_call(call.sign_call(found, signer), keys) == found
 
 
 # -- enrolment ---------------------------------------------------------------------------------------------------------
@@ -404,6 +437,7 @@ TARGETS = (
     ),
     Target("assignment", parse_assignment, assignment_seeds, (WireError,)),
     Target("assignment-envelope", open_assignment, envelope_seeds, _TRUST),
+    Target("call", open_call, call_seeds, _TRUST),
     Target("enrolment", decode_enrolment, enrolment_seeds, (WireError, RequestInvalid), bytes_max=32 * 1024),
     Target("manifest", parse_manifest, manifest_seeds, (bundle.ManifestInvalid,), bytes_max=512 * 1024),
 )

@@ -18,7 +18,7 @@ from muster_controller.web.frame import pages, render
 from muster_controller.web.pages.rollouts import panel_of
 from muster_shared.metrics import DAY_S
 
-NOTES_SHOWN = 30
+NOTES_SHOWN = 14
 PANELS_SHOWN = 4  # Rollouts under way that the overview draws; the rest are listed.
 ALERTS_SHOWN = 5
 OBJECTIVES_SHOWN = 6
