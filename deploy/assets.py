@@ -29,7 +29,8 @@ def main() -> int:
     system = ssl.get_default_verify_paths().cafile
     if system is not None:  # A company's own CA is in the system's store, which Node does not read by itself.
         os.environ.setdefault("NODE_EXTRA_CA_CERTS", system)
-    failed = npm(["ci", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier", "--loglevel=error", "--prefix", str(LOCKED)])
+    quietly = ["--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier", "--loglevel=error"]
+    failed = npm(["ci", *quietly, "--prefix", str(LOCKED)])
     if failed:
         print("npm could not fetch what the pages load; is its registry reachable?", file=sys.stderr)
         return int(failed)

@@ -67,6 +67,7 @@ def without_held(fleet: Committed, holds: "Holds") -> Committed:
         {name: desired for name, desired in fleet.desired.items() if name not in out},
         fleet.baselines,
         fleet.running,
+        tallies=fleet.tallies,
     )
 
 

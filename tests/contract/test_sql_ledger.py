@@ -188,7 +188,7 @@ def test_a_commit_that_is_refused_leaves_the_cache_as_it_was(ledger: SqlLedger) 
         fail()
 
     assert ledger.device(A) is None
-    assert ledger.committed().devices == {}
+    assert dict(ledger.committed().devices) == {}
     with ledger.transaction():
         ledger.save_device(Device(B))
     assert set(ledger.reader.everything().devices) == {B}

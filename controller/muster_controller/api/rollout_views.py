@@ -26,7 +26,7 @@ from muster_controller.api.schemas.rollouts import (
     WaveView,
 )
 from muster_controller.core.gate.evidence import HOLD, Evidence, Terms
-from muster_controller.core.rollout.alike import Alike, Summed, one_by_one
+from muster_controller.core.rollout.alike import Summed
 from muster_controller.core.rollout.draft import terms, weigh
 from muster_controller.core.rollout.events import Plot
 from muster_controller.core.rollout.explain import Explained, Presence
@@ -41,6 +41,7 @@ from muster_controller.core.rollout.state import (
     is_in_flight,
     is_queued,
 )
+from muster_controller.core.rollout.tally import Tally, tallied, tally_of
 from muster_controller.holds import FindHold, nobody
 from muster_controller.policy_document import written
 from muster_controller.ports import Device
@@ -50,18 +51,19 @@ LARGEST = 1e300
 """JSON has no infinity, and evidence beyond this is as good as certain."""
 
 
-def rollout_summary(rollout: Rollout) -> RolloutSummary:
-    return RolloutSummary(**_fields(rollout, weigh(rollout), one_by_one(rollout)))
+def rollout_summary(rollout: Rollout, tally: Tally | None = None) -> RolloutSummary:
+    """Return how a rollout stands. `tally`: of its devices, where it is known; else they are counted."""
+    return RolloutSummary(**_fields(rollout, weigh(rollout), tally or tally_of(rollout)))
 
 
 def summed_view(found: Summed) -> RolloutSummary:
-    return RolloutSummary(**_fields(found.rollout, weigh(found.rollout), found.groups))
+    return RolloutSummary(**_fields(found.rollout, weigh(found.rollout), tallied(found.groups)))
 
 
 def rollout_detail(rollout: Rollout, now: float) -> RolloutDetail:
     found = weigh(rollout)
     return RolloutDetail(
-        **_fields(rollout, found, one_by_one(rollout)),
+        **_fields(rollout, found, tally_of(rollout)),
         outlook=outlook(rollout, now),
         orders=list(orders(rollout, now)),
         policy=msgspec.to_builtins(rollout.policy),
@@ -92,7 +94,7 @@ def rollout_detail(rollout: Rollout, now: float) -> RolloutDetail:
     )
 
 
-def _fields(rollout: Rollout, found: Evidence, devices: Iterable[Alike]) -> dict[str, Any]:
+def _fields(rollout: Rollout, found: Evidence, tally: Tally) -> dict[str, Any]:
     return {
         "id": rollout.id,
         "model": rollout.model,
@@ -110,7 +112,7 @@ def _fields(rollout: Rollout, found: Evidence, devices: Iterable[Alike]) -> dict
         "created_by": rollout.created_by,
         "ended_at": rollout.ended_at,
         "due_at": None if rollout.state in ENDED else rollout.due_at,
-        "counts": _counts(devices),
+        "counts": _counts(tally),
         "e": min(found.e, LARGEST),
         "hold_e": min(found.hold_e, LARGEST),
         "hold_at": HOLD,
@@ -118,24 +120,8 @@ def _fields(rollout: Rollout, found: Evidence, devices: Iterable[Alike]) -> dict
     }
 
 
-def _counts(devices: Iterable[Alike]) -> RolloutCounts:
-    found = Counter[str]()
-    for each, count, fetched in devices:
-        if isinstance(each, Control):
-            found["controls"] += count * (each.assigned_at is not None)
-            continue
-        found["devices"] += count
-        found["returned"] += count * each.returned
-        found["bytes_fetched"] += fetched
-        if is_in_flight(each):
-            found["pending"] += count
-            found["deferred"] += count * (each.deferred_until is not None)
-            found["retrying"] += count * (each.retry_at is not None)
-        elif is_queued(each):
-            found["queued"] += count
-        else:
-            found["waiting" if each.outcome is Outcome.PENDING else each.outcome.value] += count
-    return RolloutCounts(**{name: found[name] for name in RolloutCounts.model_fields})
+def _counts(tally: Tally) -> RolloutCounts:
+    return RolloutCounts(**{name: tally.counts.get(name, 0) for name in RolloutCounts.model_fields})
 
 
 def evidence_view(found: Evidence) -> EvidenceView:

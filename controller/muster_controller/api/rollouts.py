@@ -18,6 +18,7 @@ from muster_controller.api.rollout_views import (
     point_view,
     presences,
     rollout_detail,
+    rollout_summary,
     summed_view,
     waiting_views,
 )
@@ -73,7 +74,15 @@ def list_rollouts(
     """Rollouts, newest first."""
     after = None if cursor is None else given.rollout_id(cursor)
     word = None if state is None else state.value
-    views = [summed_view(each) for each in given.reader.summed(limit, model=model, state=word, after=after, text=q)]
+    fleet = given.committed()
+    known = {key: rollout for key, rollout in fleet.running.items() if key in fleet.tallies}
+    found = given.reader.summed(limit, model=model, state=word, after=after, text=q, known=known)
+    views = [
+        rollout_summary(each.rollout, fleet.tallies[each.rollout.id])
+        if known.get(each.rollout.id) is each.rollout
+        else summed_view(each)
+        for each in found
+    ]
     return RolloutPage(rollouts=views, next=views[-1].id if len(views) == limit else None)
 
 
@@ -121,7 +130,8 @@ async def roll_back_model(
 @router.get("/rollouts/{rollout_id}")
 def show_rollout(given: Given, rollout_id: str) -> RolloutDetail:
     """One rollout with its evidence, the counts and terms behind it, every verdict, and what happens next."""
-    return rollout_detail(given.rollout(RolloutId(rollout_id)), given.clock())
+    rollout = given.rollout(RolloutId(rollout_id))
+    return given.kept.of("detail", "", rollout, lambda: rollout_detail(rollout, given.clock()))
 
 
 @router.get("/rollouts/{rollout_id}/members")

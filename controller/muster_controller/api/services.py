@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 from muster_controller.alerts.desk import AlertDesk
 from muster_controller.api.authentication import Edge, Who
 from muster_controller.api.hub import Hub
+from muster_controller.api.kept import Kept
 from muster_controller.api.rollout_views import rollout_summary
 from muster_controller.api.schemas import ExpiryView, Status, VersionView
 from muster_controller.api.standing import sums
@@ -92,6 +93,7 @@ class Services:
     page_certificate: Path | None = None
     """The file with the certificate of page and API; None: they speak plain HTTP."""
     served: Served = field(default_factory=Served)
+    kept: Kept = field(default_factory=Kept)
     rehearsals: Rehearsals = field(default_factory=Rehearsals)
 
     def seen_by(self, who: Principal) -> "Services":
@@ -111,6 +113,11 @@ class Services:
     def is_partial(self) -> bool:
         """Whether some devices are out of sight."""
         return self.viewer is not None and bool(self.viewer.selector)
+
+    @property
+    def eyes(self) -> str:
+        """The selector of what is in sight; empty: everything."""
+        return "" if self.viewer is None else self.viewer.selector
 
     def sees(self, device: str) -> bool:
         return not self.is_partial or DeviceId(device) in self.committed().devices
@@ -184,7 +191,7 @@ class Services:
                 for each in found.versions
             ],
             baselines=newest_baselines(fleet),
-            rollouts=[rollout_summary(rollout) for rollout in running],
+            rollouts=[rollout_summary(rollout, fleet.tallies.get(rollout.id)) for rollout in running],
             expiries=self.expiries(),
             counters=self.counters(),
         )

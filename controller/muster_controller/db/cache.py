@@ -15,7 +15,8 @@ from typing import TypeVar
 import immutables
 
 from muster_controller.core.rollout.state import ENDED, Rollout
-from muster_controller.db.draft import BaselineKey, Draft, newest_first
+from muster_controller.core.rollout.tally import Tally, followed, tally_of
+from muster_controller.db.draft import BaselineKey, Draft, SavedRollout, newest_first
 from muster_controller.db.snapshot import Committed, Touched
 from muster_controller.fleet_index import Change, FleetIndex, index_of
 from muster_controller.ports import Baseline, Desired, Device
@@ -48,6 +49,7 @@ class Cache:
         self._device_map: immutables.Map[DeviceId, Device] = immutables.Map(loaded.devices)
         self._desired_map: immutables.Map[DeviceId, Desired] = immutables.Map(loaded.desired)
         self._index: FleetIndex = index_of(loaded.devices, loaded.desired)
+        self._tallies = _tallies(loaded)
 
     @property
     def generation(self) -> int:
@@ -99,11 +101,13 @@ class Cache:
                     MappingProxyType(by_model),
                     MappingProxyType(dict(self.running)),
                     self._index.view(),
+                    MappingProxyType(dict(self._tallies)),
                 )
             return self._committed
 
     def adopt(self, draft: Draft, generation: int) -> Touched:
         """Follow a commit of `draft` that brought the database to `generation`."""
+        tallies = {key: self._tally(saved) for key, saved in draft.rollouts.items() if saved.after.state not in ENDED}
         with self._lock:
             self._index.apply(self._changes(draft))
             self._device_map = _follow(self.devices, self._device_map, draft.devices)
@@ -111,11 +115,13 @@ class Cache:
             self.baselines.update(draft.baselines)
             for key, saved in draft.rollouts.items():
                 self.running.pop(key, None)
+                self._tallies.pop(key, None)
                 self._ended.pop(key, None)
                 if saved.after.state in ENDED:
                     self.keep_ended(saved.after)
                 else:
                     self.running[key] = saved.after
+            self._tallies.update(tallies)
             self._moved_to(generation)
         self._events.update(dict.fromkeys(draft.events))
         while len(self._events) > EVENTS_REMEMBERED:
@@ -131,10 +137,11 @@ class Cache:
         """Forget everything for what another process left, and say what differs."""
         before = self._loaded
         devices, desired = immutables.Map(loaded.devices), immutables.Map(loaded.desired)
-        index = index_of(loaded.devices, loaded.desired)
+        index, tallies = index_of(loaded.devices, loaded.desired), _tallies(loaded)
         with self._lock:
             self._loaded = loaded
             self._device_map, self._desired_map, self._index = devices, desired, index
+            self._tallies = tallies
             self._committed = None
         self._ended.clear()
         self._events.clear()
@@ -154,10 +161,21 @@ class Cache:
             device, desired = self.devices.get(key), self.desired.get(key)
             yield Change(key, device, desired, draft.devices.get(key, device), draft.desired.get(key, desired))
 
+    def _tally(self, saved: SavedRollout) -> Tally:
+        """Follow what is known of the very rollout that was changed; count anything else."""
+        key, before = saved.after.id, saved.before
+        if before is None or key not in self._tallies or self.running.get(key) is not before:
+            return tally_of(saved.after)
+        return followed(self._tallies[key], before, saved.after, saved.changes)
+
     def _moved_to(self, generation: int) -> None:
         held = self._loaded
         self._loaded = Loaded(generation, held.devices, held.desired, held.baselines, held.running)
         self._committed = None
+
+
+def _tallies(loaded: Loaded) -> dict[RolloutId, Tally]:
+    return {key: tally_of(rollout) for key, rollout in loaded.running.items()}
 
 
 def _follow(

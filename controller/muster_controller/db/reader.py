@@ -3,7 +3,7 @@
 The API and the page read here what `SqlLedger.committed` does not keep in memory: history, and rollouts that ended.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar, cast
@@ -147,11 +147,20 @@ class LedgerReader:
         state: str | None = None,
         after: RolloutId | None = None,
         text: str | None = None,
+        known: Mapping[RolloutId, Rollout] | None = None,
     ) -> list[Summed]:
-        """Return rollouts as `rollouts` does, newest first, with counts in the place of devices and no verdicts."""
+        """Return rollouts as `rollouts` does, newest first, with counts in the place of devices and no verdicts.
+
+        Args:
+            known: These, in the state they have here, are at hand: they are returned as given, and nothing is counted.
+        """
+        held = known or {}
         with self._connection() as connection:
             headers = list(_rows(connection, RolloutRow, _newest(_listed(model, state, after, text)).limit(limit)))
-            return rollout_sums.summed(connection, [rollout_rows.to_header(row) for row in headers])
+            found = [rollout_rows.to_header(row) for row in headers]
+            counted = [each for each in found if each.id not in held or held[each.id].state is not each.state]
+            sums = {each.rollout.id: each for each in rollout_sums.summed(connection, counted)}
+        return [sums[each.id] if each.id in sums else Summed(held[each.id], ()) for each in found]
 
     def headlines(self) -> dict[str, Headline]:
         """Return the newest rollout of each model, without its devices."""

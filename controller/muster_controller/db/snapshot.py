@@ -1,10 +1,11 @@
 """The fleet between two commits, as values: what is committed, and what a commit touched. Imports no database."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from muster_controller.core.rollout.state import Rollout
+from muster_controller.core.rollout.tally import Tally
 from muster_controller.fleet_index import index_of
 from muster_controller.fleet_view import FleetView
 from muster_controller.ports import Baseline, Desired, Device
@@ -22,6 +23,8 @@ class Committed:
     running: Mapping[RolloutId, Rollout]
     indexed: FleetView | None = None
     """The devices by what holds for them; None: made when it is asked for."""
+    tallies: Mapping[RolloutId, Tally] = field(default_factory=dict)
+    """Of those that run; one that is missing has to be counted."""
 
     @cached_property
     def view(self) -> FleetView:

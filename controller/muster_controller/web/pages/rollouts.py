@@ -1,6 +1,6 @@
 """Pages of rollouts: all of them, and one of them live. Creating one and going back is `rollout_new`'s."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -17,16 +17,16 @@ from muster_controller.api.rollout_views import (
     waiting_views,
 )
 from muster_controller.api.rollouts import list_rollouts
-from muster_controller.api.schemas.rollouts import OutcomeWord, WaitingView
+from muster_controller.api.schemas.rollouts import OutcomeWord
 from muster_controller.api.services import Given, Services
 from muster_controller.api.views import note_view
 from muster_controller.core.rollout.events import Order
-from muster_controller.core.rollout.explain import Explained, who_waits
+from muster_controller.core.rollout.explain import Explained, Presence, who_waits
 from muster_controller.core.rollout.state import Control, Member, Outcome, Rollout, RolloutState
 from muster_controller.operators.roles import GRANTS, Permission, Principal, inside
 from muster_controller.web import rollout_present
 from muster_controller.web.frame import pages, render
-from muster_shared.ids import RolloutId
+from muster_shared.ids import DeviceId, RolloutId
 
 ROLLOUTS_SHOWN = 50
 MEMBERS_SHOWN = 50
@@ -106,7 +106,7 @@ def rollout_page(
     chosen = Filter(_outcome(outcome), int(wave) if wave else None, _arm(arm), q.strip().lower())
     found = (each for each in everybody(rollout) if chosen.fits(each) and given.sees(each.device))
     members, members_next = paged(found, cursor, MEMBERS_SHOWN)
-    waits = _waiting(given, rollout, now)
+    presence, waits = given.kept.of("waiting", given.eyes, rollout, lambda: _waiting(given, rollout, now))
     lines, waiting_next = paged((each for each in waits if why in ("", each.why.value)), waiting, WAITING_SHOWN)
     panel = panel_of(given, rollout, now)
     return render(
@@ -119,7 +119,7 @@ def rollout_page(
         filters=filters,
         is_filtered=any(filters[name] for name in ("outcome", "wave", "arm", "q")),
         outcomes=[each.value for each in Outcome],
-        waiting=_waiting_views(given, rollout, lines),
+        waiting=waiting_views(rollout, presence, lines),
         waiting_next=waiting_next,
         waiting_counts=rollout_present.waiting_counts(waits),
         notes=[note_view(entry) for entry in given.reader.notes(subject=rollout.id, limit=NOTES_SHOWN)],
@@ -132,8 +132,12 @@ def rollout_page(
 
 def panel_of(given: Services, rollout: Rollout, now: float) -> rollout_present.RolloutPanel:
     """Return what is drawn of `rollout`, with the buttons that this viewer may press."""
-    points = [point_view(point) for point in given.reader.points(rollout.id)]
-    panel = rollout_present.rollout_panel(rollout, points, now, given.sees)
+
+    def drawn() -> rollout_present.RolloutPanel:
+        points = [point_view(point) for point in given.reader.points(rollout.id)]
+        return rollout_present.rollout_panel(rollout, points, now, given.sees)
+
+    panel = given.kept.of("panel", given.eyes, rollout, drawn)
     return replace(
         panel, actions=tuple(each for each in panel.actions if _may_order(given.viewer, rollout, each.order))
     )
@@ -156,18 +160,14 @@ def _may_order(who: Principal | None, rollout: Rollout, order: Order) -> bool:
     return wanted <= GRANTS[who.role]
 
 
-def _waiting(given: Services, rollout: Rollout, now: float) -> Sequence[Explained]:
-    """Return who waits, without those who are under way: these stand among the devices of their wave."""
+def _waiting(given: Services, rollout: Rollout, now: float) -> tuple[Mapping[DeviceId, Presence], Sequence[Explained]]:
+    """Return how devices are, and who waits, without those under way: these stand among the devices of their wave."""
     presence = presences(given.committed().devices, rollout, given.holds)
-    return [
+    return presence, [
         each
         for each in who_waits(rollout, presence, now)
         if each.why not in rollout_present.UNDER_WAY and given.sees(each.device)
     ]
-
-
-def _waiting_views(given: Services, rollout: Rollout, found: Sequence[Explained]) -> list[WaitingView]:
-    return waiting_views(rollout, presences(given.committed().devices, rollout, given.holds), found)
 
 
 def _outcome(word: str) -> OutcomeWord | None:

@@ -1,0 +1,74 @@
+"""The tally: how many devices of a rollout stand how, counted once and then followed from change to change. Pure.
+
+What one device counts as is said here alone. It knows no clock and no rows: who commits a change says which devices it
+names.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from muster_controller.core.rollout.alike import Alike, one_by_one
+from muster_controller.core.rollout.events import Changes
+from muster_controller.core.rollout.state import Control, Member, Outcome, Rollout, is_in_flight, is_queued
+
+
+@dataclass(frozen=True)
+class Tally:
+    """By name, how many devices (of `bytes_fetched`: bytes) there are; what is missing is none. Never changed."""
+
+    counts: Mapping[str, int]
+
+
+def tallied(devices: Iterable[Alike]) -> Tally:
+    """Return the tally of devices, each with how many there are of its kind."""
+    found = Counter[str]()
+    for each, count, fetched in devices:
+        _count(found, each, count, fetched)
+    return _kept(found)
+
+
+def tally_of(rollout: Rollout) -> Tally:
+    """Count every device of `rollout`."""
+    return tallied(one_by_one(rollout))
+
+
+def followed(tally: Tally, before: Rollout, after: Rollout, changes: Changes) -> Tally:
+    """Return the tally of `after`, which differs from `before` in the devices alone that `changes` names.
+
+    Args:
+        tally: That of `before`.
+    """
+    if not changes.members and not changes.controls:
+        return tally
+    found = Counter[str](tally.counts)
+    for rollout, sign in ((before, -1), (after, 1)):
+        for device in changes.members:
+            if (member := rollout.members.get(device)) is not None:
+                _count(found, member, sign, sign * member.bytes_fetched)
+        for key in changes.controls:
+            if (control := rollout.controls.get(key)) is not None:
+                _count(found, control, sign, 0)
+    return _kept(found)
+
+
+def _count(found: Counter[str], each: Member | Control, count: int, fetched: int) -> None:
+    if isinstance(each, Control):
+        found["controls"] += count * (each.assigned_at is not None)
+        return
+    found["devices"] += count
+    found["returned"] += count * each.returned
+    found["bytes_fetched"] += fetched
+    if is_in_flight(each):
+        found["pending"] += count
+        found["deferred"] += count * (each.deferred_until is not None)
+        found["retrying"] += count * (each.retry_at is not None)
+    elif is_queued(each):
+        found["queued"] += count
+    else:
+        found["waiting" if each.outcome is Outcome.PENDING else each.outcome.value] += count
+
+
+def _kept(found: Counter[str]) -> Tally:
+    return Tally(MappingProxyType({name: count for name, count in found.items() if count}))
