@@ -315,6 +315,14 @@ class Fleet:
         self.tick()
         return self._ledger.rollout(rollout.id) or rollout
 
+    def _new_id(self, release: ReleaseRef) -> RolloutId:
+        """Return a name that no rollout has: with a seed, a controller that was restarted draws the same again."""
+        while True:
+            word = f"{self._random.getrandbits(24):06x}"
+            name = RolloutId(f"{release.model}-{release.version.replace('.', '-').lower()}-{word}")
+            if self._ledger.rollout(name) is None:
+                return name
+
     def order(self, rollout_id: RolloutId, order: Order, actor: str, reason: str, seconds: float = 0.0) -> Rollout:
         """Do what an operator orders. Raises NotFound, OrderRefused, Conflict."""
         with _done_by(actor, reason), self._engine.transaction():
@@ -357,9 +365,8 @@ class Fleet:
         at_once: bool = False,
     ) -> Rollout:
         word = "rollback" if at_once else "rollout"
-        name = f"{release.model}-{release.version.replace('.', '-').lower()}-{self._random.getrandbits(24):06x}"
         rollout = machine.create(
-            RolloutId(name),
+            self._new_id(release),
             release,
             previous,
             policy,

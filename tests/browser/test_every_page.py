@@ -12,7 +12,7 @@ from playwright.sync_api import Page, Response, expect
 from harness.console import Demo, violations
 from harness.visits import Visits
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(120, func_only=True)]
 
 PAGES = {
     "overview": "/",

@@ -7,7 +7,7 @@ from harness.console import Demo
 from harness.visits import WAIT_MS, Visits
 from muster_simulator.demo.wire_cut import WireCut
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(600, func_only=True)]
 
 
 def test_every_page_is_reached_by_the_keyboard(demo: Demo, visit: Visits, troubles: list[str]) -> None:

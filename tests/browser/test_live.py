@@ -15,7 +15,7 @@ from harness.console import Demo, eventually
 from harness.visits import WAIT_MS, Visits
 from muster_simulator.demo.wire_cut import WireCut
 
-pytestmark = [pytest.mark.broker, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(300, func_only=True)]
 
 MODEL, VERSION = "magika", "1.0.0"  # Not what the story turns.
 ROUNDS = 5

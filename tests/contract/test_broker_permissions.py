@@ -133,6 +133,7 @@ def test_a_device_may_send_all_that_is_its_own_and_gets_all_that_is_for_it(guard
     assert {topic for topic, _ in owner.received} == {
         f"{OWNER}/assignment",
         f"{OWNER}/ack",
+        f"{OWNER}/call",
         f"{PREFIX}/controller",
         f"{PREFIX}/trust/{SHA256}",
         f"{PREFIX}/release/{SHA256}/chunk/0",
@@ -141,6 +142,7 @@ def test_a_device_may_send_all_that_is_its_own_and_gets_all_that_is_for_it(guard
         f"{OWNER}/twin",
         f"{OWNER}/presence",
         f"{OWNER}/event",
+        f"{OWNER}/answer",
         f"{PREFIX}/release/{SHA256}/want",
     }
 

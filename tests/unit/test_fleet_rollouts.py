@@ -263,3 +263,17 @@ def test_a_fault_in_a_rollout_is_left_to_the_rollout(stage: Stage) -> None:
     stage.hear("dev-00", Channel.EVENT, fault)
 
     assert stage.ledger.desired(DeviceId("dev-00")).counter == counter
+
+
+def test_a_controller_that_was_restarted_with_its_seed_draws_no_name_twice(stage: Stage) -> None:
+    _fleet(stage, 4)
+    first = stage.roll_out(2)
+    stage.fleet.order(first.id, Order.ABORT, "anna", "not yet")
+    stage.pass_(200.0)
+
+    stage.restart()
+    _fleet(stage, 4)
+    second = stage.roll_out(2)
+
+    assert second.id != first.id
+    assert _now(stage, first).state is RolloutState.ABORTED

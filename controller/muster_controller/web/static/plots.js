@@ -83,7 +83,7 @@ function plotted(said, width) {
     xAxis: {
       type: { time: "time", number: "value", name: "category" }[said.x],
       data: said.x === "name" ? said.names : undefined,
-      axisLabel: { ...quiet, ...(said.x === "name" ? { interval: 0, width: Math.max(40, (width - 80) / said.names.length), overflow: "break" } : { hideOverlap: true, alignMaxLabel: "right" }) }, axisLine: line, axisTick: line, splitLine: { show: false },
+      axisLabel: { ...quiet, ...(said.x === "name" ? { interval: 0, width: Math.max(40, (width - 80) / said.names.length), overflow: isNarrow ? "truncate" : "break" } : { hideOverlap: true, alignMaxLabel: "right" }) }, axisLine: line, axisTick: line, splitLine: { show: false },
     },
     yAxis: {
       type: said.is_log ? "log" : "value", min: said.low ?? undefined, max: said.high ?? undefined,

@@ -31,6 +31,8 @@ export function prepare(root) {
     form.addEventListener("change", () => { clear(form); });
     if (form.dataset.upload === "release") form.addEventListener("change", () => attempt(form, look));
     if (form.dataset.upload === "metadata") form.querySelector("#metadata-file").addEventListener("change", () => suggest(form));
+    // Somebody may have chosen before this was loaded.
+    if ([...form.querySelectorAll("input[type=file]")].some((each) => each.files.length)) form.dispatchEvent(new Event("change"));
   }
 }
 
