@@ -282,9 +282,10 @@ def test_an_operator_of_some_devices_sees_no_others(desk: Desk, puppets: Puppets
     assert is_problem(oslo.get(f"/devices/{BERGEN}"), 404, "not-found")
     assert (oslo.get("/status").json()["devices"], desk.get("/status")["devices"]) == (3, 6)
     assert is_problem(oslo.get("/diff/devices", params={"a": OSLO, "b": BERGEN}), 404, "not-found")
-    page = oslo.get(f"{desk.controller.url}/").text
+    page = oslo.get(f"{desk.controller.url}/devices").text
     assert OSLO in page
     assert BERGEN not in page
+    assert BERGEN not in oslo.get(f"{desk.controller.url}/").text
     assert oslo.get(f"{desk.controller.url}/devices/{BERGEN}").status_code == 404
 
 

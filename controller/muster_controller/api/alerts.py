@@ -66,7 +66,7 @@ def list_alerts(
 
 @router.get("/alerts/rules", dependencies=_VIEW)
 def list_alert_rules() -> RulePage:
-    """Every alert that there can be."""
+    """Every alert that there can be, all in one page."""
     views = [
         RuleView(name=each.name, title=each.title, for_s=each.for_s, clear_s=each.clear_s, runbook=each.runbook)
         for each in RULES.values()
@@ -76,6 +76,7 @@ def list_alert_rules() -> RulePage:
 
 @router.get("/alerts/{alert}", dependencies=_VIEW)
 def show_alert(given: Given, alert: str) -> AlertView:
+    """One alert: what it was decided from, who looks at it, and its runbook."""
     return _alert(given.alerts.alerts.alert(alert), given.alerts.alerts.silences(), given.clock())
 
 

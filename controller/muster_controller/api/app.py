@@ -8,6 +8,7 @@ from muster_controller import __version__
 from muster_controller.api import (
     alerts,
     audit,
+    described,
     device_actions,
     devices,
     diff,
@@ -46,12 +47,12 @@ Writes need the content type `application/json` (blobs: `application/octet-strea
 An order with an `Idempotency-Key` (16 to 255 visible characters, best a random UUID) is carried out once: sent again
 within a day it gets the same answer, with `Idempotency-Replayed: true`; a refused one may be sent again. Answers have
 an `ETag`; `If-None-Match` saves sending what is known, and `If-Match` has a PUT or DELETE refused (412) where the
-thing was changed since. Lists are pages: `next` of one is the `cursor` of the following.
+thing was changed since. Lists are pages: `next` of one is the `cursor` of the following. docs/api.md says more.
 """
 
 
 class _App(FastAPI):
-    """Whose document says that a token is wanted."""
+    """Whose document says that a token is wanted, and what else no route says."""
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -65,6 +66,7 @@ class _App(FastAPI):
             }
             document["security"] = [{"token": []}]
             document["paths"][f"{PREFIX}/login"]["post"]["security"] = []
+            described.describe(document)
         return super().openapi()
 
 

@@ -23,6 +23,7 @@ outside = APIRouter(include_in_schema=False)
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="At most so many.")]
 Before = Annotated[int | None, Query(description="`next` of the page before.")]
+EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
 
 
 @router.get("/health")
@@ -74,7 +75,7 @@ def notes(given: Given, subject: str | None = None, limit: Limit = 100, cursor: 
 @router.get(
     "/stream",
     response_class=EventSourceResponse,
-    responses={200: {"description": "Server-sent events.", "content": {"text/event-stream": {}}}},
+    responses={200: {"description": "Server-sent events.", "content": EVENTS}},
 )
 async def stream(
     request: Request,

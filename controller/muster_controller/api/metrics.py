@@ -70,7 +70,7 @@ Version = Annotated[str, Query(max_length=64, description="Of a release.")]
 
 @router.get("/models")
 def list_measured(given: Given) -> MeasuredModels:
-    """What there are sums of: models, and of each its releases by device class and region."""
+    """What there are sums of, all in one page: models, and of each its releases by device class and region."""
     models: dict[str, list[Known]] = {}
     for each in given.metrics.known():
         models.setdefault(each.cell.model, []).append(each)
@@ -81,7 +81,7 @@ def list_measured(given: Given) -> MeasuredModels:
 
 @router.get("/mixers")
 def list_mixers(given: Given) -> MixerReports:
-    """The mixers: what they took, what they did not publish, and what of the budget is spent."""
+    """The mixers, all in one page: what they took, what they did not publish, and what of the budget is spent."""
     return MixerReports(mixers=[mixer_report(each) for each in given.metrics.mixers()])
 
 
@@ -103,7 +103,7 @@ def show_statement_text(given: Given) -> MarkdownResponse:
 
 @router.get("/headroom")
 def show_headroom(given: Given, since: Since = None, until: Until = None) -> HeadroomPage:
-    """How much each device class has left in its busiest hour; of the last week where nothing else is asked."""
+    """How much each device class has left in its busiest hour, all in one page; of the last week if not asked."""
     _check_whole(given)
     begin, end = _between(given, since, until, HEADROOM_S, COMPARED_S, HOUR_S)
     hours = given.metrics.series(series_of.HOST, HOUR_S, begin, end)
@@ -209,7 +209,7 @@ def list_slices(
     region: Name = None,
     since: Since = None,
     until: Until = None,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    limit: Annotated[int, Query(ge=1, le=1000, description="The surest so many, all in one page.")] = 100,
 ) -> SlicesView:
     """Where `after` is worse than `before`: by true class, device class and region, each tested; the surest first."""
     asked = _both(given, model, before, after, device_class, region, since, until)

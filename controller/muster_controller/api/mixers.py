@@ -45,7 +45,7 @@ def admit_mixer(given: Given, order: NewMixer) -> MixerAdmitted:
 
 @router.get("/mixers")
 def list_mixers(given: Given) -> MixerPage:
-    """Mixers by name, and the keys to which devices seal."""
+    """Mixers by name, all in one page, and the keys to which devices seal."""
     found = [_view(given, each) for each in given.identity.mixers.all()]
     return MixerPage(mixers=found, keys=sorted(given.releases.repository.mixer_keys()), next=None)
 

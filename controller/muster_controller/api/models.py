@@ -1,7 +1,7 @@
 """Routes: models, blobs and trust metadata. Everything that is taken is verified before it is kept."""
 
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import anyio.from_thread
 import anyio.to_thread
@@ -34,6 +34,11 @@ router = APIRouter()
 READ = [require(Permission.VIEW)]
 PUBLISH = [require(Permission.PUBLISH)]
 
+METADATA: dict[int | str, dict[str, Any]] = {
+    200: {"description": "As it was signed.", "content": {"application/json": {}}}
+}
+BYTES: dict[int | str, dict[str, Any]] = {200: {"description": "It.", "content": {"application/octet-stream": {}}}}
+
 Digest = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 in lower-case hex.")]
 
 
@@ -50,13 +55,14 @@ def list_models(
 
 @router.get("/models/{model}", tags=["models"], dependencies=READ)
 def show_model(given: Given, model: str) -> ModelView:
+    """One model: its versions, which of them new devices get, and how many devices serve each."""
     found = next((each for each in _models(given) if each.name == model), None)
     if found is None:
         raise NotFound("model", model)
     return found
 
 
-@router.get("/models/{model}/metadata", tags=["models"], dependencies=READ, response_class=Response)
+@router.get("/models/{model}/metadata", tags=["models"], dependencies=READ, response_class=Response, responses=METADATA)
 def model_metadata(given: Given, model: str) -> Response:
     """The current signed metadata of the model's release role: what the next release is signed upon."""
     repository = given.releases.repository
@@ -83,7 +89,7 @@ async def publish_release(given: Given, model: str, publication: Publication, re
     return Published(changed=changed, model=name, versions=versions)
 
 
-@router.get("/blobs/{sha256}", tags=["blobs"], dependencies=READ, response_class=FileResponse)
+@router.get("/blobs/{sha256}", tags=["blobs"], dependencies=READ, response_class=FileResponse, responses=BYTES)
 @router.head("/blobs/{sha256}", tags=["blobs"], dependencies=READ, response_class=FileResponse, include_in_schema=False)
 def read_blob(given: Given, sha256: Digest) -> FileResponse:
     """A file by its content; ranges are served."""
@@ -131,18 +137,18 @@ async def store_blob(
 
 @router.get("/trust", tags=["trust"], dependencies=READ)
 def list_trust(given: Given) -> TrustPage:
-    """The TUF metadata that devices get."""
+    """The TUF metadata that devices get, all in one page."""
     files = [name for message in given.releases.trust_messages() for name in message.files]
     return TrustPage(files=sorted(files), expiries=given.expiries())
 
 
-@router.get("/trust/online-keys", tags=["trust"], dependencies=READ, response_class=Response)
+@router.get("/trust/online-keys", tags=["trust"], dependencies=READ, response_class=Response, responses=METADATA)
 def online_keys(given: Given) -> Response:
     """The public halves of this controller's keys: what the operator's offline keys vouch for."""
     return Response(given.online_keys(), media_type="application/json")
 
 
-@router.get("/trust/{file:path}", tags=["trust"], dependencies=READ, response_class=Response)
+@router.get("/trust/{file:path}", tags=["trust"], dependencies=READ, response_class=Response, responses=METADATA)
 def read_trust(given: Given, file: str) -> Response:
     """One metadata file, exactly as it was signed."""
     for message in given.releases.trust_messages():

@@ -24,6 +24,7 @@ def list_objectives(given: Given, limit: Limit = 100, cursor: Offset = None) -> 
 
 @router.get("/{name}", dependencies=_VIEW)
 def show_objective(given: Given, name: str) -> ObjectiveView:
+    """One objective: how fast its error budget burns, and what is left of it."""
     return _view(given, given.alerts.objectives.objective(name))
 
 

@@ -45,6 +45,7 @@ def create_operator(given: Given, request: Request, order: NewOperator) -> Opera
 
 @router.get("/{name}")
 def show_operator(given: Given, name: str) -> OperatorView:
+    """One operator: the role, for which devices, and whether the name is locked."""
     return operator_view(given.operators.store.operator(name))
 
 
@@ -82,6 +83,7 @@ def disable(given: Given, who: Who, name: str, order: Because) -> OperatorView:
 
 @router.post("/{name}/enable")
 def enable(given: Given, name: str, order: Because) -> OperatorView:
+    """Let them in again. Sessions, tokens and links that were revoked stay so."""
     with because(order.reason):
         given.operators.enable(name)
     return operator_view(given.operators.store.operator(name))

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from muster_controller.alerts.errors import ReceiverInvalid, TellingFailed
+from muster_controller.api.problem_kinds import TYPE_PREFIX
 from muster_controller.core.policy import PolicyInvalid
 from muster_controller.core.rollout.events import OrderRefused
 from muster_controller.core.selector import SelectorInvalid
@@ -42,7 +43,6 @@ from muster_controller.registry.errors import (
 from muster_shared.errors import BundleError, MusterError, WireError
 
 MEDIA_TYPE = "application/problem+json"
-TYPE_PREFIX = "urn:muster:problem:"
 
 # The first line that fits an error counts, so a class stands before its base.
 PROBLEMS: tuple[tuple[type[Exception], int, str], ...] = (
@@ -100,7 +100,7 @@ class Problem(BaseModel):
         }
     )
 
-    type: str
+    type: str = Field(description=f"`{TYPE_PREFIX}` and the kind. docs/api.md lists the kinds, and what to do.")
     title: str
     status: int
     detail: str
@@ -177,7 +177,10 @@ def install(app: FastAPI) -> None:
 
     async def on_http(_request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        kind = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
+        phrase = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
+        kind = (
+            "too-large" if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else phrase
+        )  # Which Python renames.
         return problem(error.status_code, kind, str(error.detail), headers=error.headers)
 
     async def on_gone(_request: Request, _error: Exception) -> JSONResponse:

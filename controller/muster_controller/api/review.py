@@ -3,9 +3,10 @@
 from typing import Annotated
 
 import msgspec
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query
 
 from muster_controller.api.authentication import require
+from muster_controller.api.paging import Offset, paged
 from muster_controller.api.schemas.review import ReviewEntry, ReviewPage, ReviewView
 from muster_controller.api.services import Given, Services
 from muster_controller.core.review.facts import Review
@@ -16,12 +17,15 @@ from muster_controller.operators.roles import Permission
 
 router = APIRouter(prefix="/reviews", tags=["reviews"], dependencies=[require(Permission.VIEW)])
 
+Limit = Annotated[int, Query(ge=1, le=1000, description="At most so many.")]
+
 
 @router.get("")
-def list_reviews(given: Given) -> ReviewPage:
-    """Which weeks have a review."""
+def list_reviews(given: Given, limit: Limit = 100, cursor: Offset = None) -> ReviewPage:
+    """Which weeks have a review, the newest first."""
     _check_whole(given)
-    return ReviewPage(reviews=[ReviewEntry(week=week, made_at=at) for week, at in given.reviews.weeks()])
+    page, following = paged(given.reviews.weeks(), cursor, limit)
+    return ReviewPage(reviews=[ReviewEntry(week=week, made_at=at) for week, at in page], next=following)
 
 
 @router.get("/now")

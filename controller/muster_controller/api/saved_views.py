@@ -39,6 +39,7 @@ def save_view(given: Given, who: Who, page: PageName, name: ViewName, order: Vie
 
 @router.delete("/{page}/{name}", status_code=204)
 def remove_view(given: Given, who: Who, page: PageName, name: ViewName) -> Response:
+    """Remove one of your saved views."""
     given.views.remove(who.name, page, name)
     return Response(status_code=204)
 

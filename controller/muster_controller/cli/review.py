@@ -13,6 +13,8 @@ from muster_controller.cli.output import emit, fail
 from muster_controller.cli.times import stamp
 from muster_shared.errors import MusterError
 
+WEEKS_MAX = 520  # Ten years.
+
 
 def review(
     context: typer.Context,
@@ -31,7 +33,7 @@ def review(
         fail("give --json or --markdown, not both")
     try:
         with connect(context) as api:
-            known = api.get("/reviews")["reviews"] if list_ or week is None else []
+            known = api.pages("/reviews", "reviews", WEEKS_MAX, {}) if list_ or week is None else []
             if list_:
                 emit(known, as_json, lambda console: _print_weeks(console, known))
                 return

@@ -24,8 +24,8 @@ _FIGURE: JsonDict = {
 _ASKED: JsonDict = {
     "model": "digits",
     "version": "1.4.0",
-    "device_class": None,
-    "region": None,
+    "device_class": "pi5-cpu",
+    "region": "north",
     "since": 1800000000.0,
     "until": 1800086400.0,
     "step": "hour",

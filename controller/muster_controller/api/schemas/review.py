@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from muster_controller.api.schemas.base import Schema
+from muster_controller.api.schemas.base import Next, Schema
 
 
 class SpanView(Schema):
@@ -88,3 +88,4 @@ class ReviewEntry(Schema):
 
 class ReviewPage(Schema):
     reviews: list[ReviewEntry] = Field(description="The newest first.")
+    next: Next
