@@ -163,14 +163,17 @@ def test_what_is_watched_is_said_again_when_something_changed(desk: Desk, tmp_pa
     out = tmp_path / "lines"
     with out.open("wb") as file:
         process = subprocess.Popen(
-            [*command, "model", "list", "--watch", "--every", "300", "--json"], stdout=file, env=environment
+            [*command, "model", "list", "--watch", "--every", "300", "--json"],
+            stdout=file,
+            env=environment,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # A suite in the background ignores it.
         )
     try:
         until(lambda: out.read_bytes().count(b"\n") == 1)
         desk.publish("2.0.0", 2)
         until(lambda: out.read_bytes().count(b"\n") >= 2)
         process.send_signal(signal.SIGINT)
-        code = process.wait(20.0)
+        code = process.wait(60.0)
     finally:
         process.kill()
         process.wait(10.0)
