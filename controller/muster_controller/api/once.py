@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Final
 
 import anyio.to_thread
+import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -36,6 +37,8 @@ TAGGED_BYTES_MAX: Final = 4 * 1024 * 1024
 LOCKS_MAX: Final = 1000
 _KEY = re.compile(r"[\x21-\x7e]{16,255}")
 _KEPT_HEADERS: Final = ("content-type", "location")
+
+log = structlog.get_logger()
 
 
 class Once:
@@ -97,32 +100,20 @@ class Once:
         if before is not None:
             await _replay(before, send)
             return
-        answer: Answer | None = None
+        held = _Held(send)
         try:
-            answer = await self._carried_out(scope, body, send)
+            await self._app(scope, _saying(body), held.hear)
         finally:
-            with anyio.CancelScope(shield=True):
-                if answer is not None and 200 <= answer.status < 300 and len(answer.body) <= ANSWER_BYTES_MAX:
-                    await anyio.to_thread.run_sync(store.answered, who.name, key, answer)
-                else:
-                    await anyio.to_thread.run_sync(store.release, who.name, key)
-
-    async def _carried_out(self, scope: Scope, body: bytes, send: Send) -> Answer:
-        """Run the route with `body`, and return what it answered."""
-        status, kept, parts = 500, dict[str, str](), list[bytes]()
-
-        async def listening(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                said = Headers(raw=message["headers"])
-                kept.update({name: said[name] for name in _KEPT_HEADERS if name in said})
-            elif message["type"] == "http.response.body" and sum(map(len, parts)) <= ANSWER_BYTES_MAX:
-                parts.append(message.get("body", b""))
-            await send(message)
-
-        await self._app(scope, _saying(body), listening)
-        return Answer(status, kept, b"".join(parts))
+            with anyio.CancelScope(shield=True):  # Kept before it is said: whoever has the answer gets the same again.
+                answer = held.answer()
+                try:
+                    if answer is not None and 200 <= answer.status < 300:
+                        await anyio.to_thread.run_sync(store.answered, who.name, key, answer)
+                    else:
+                        await anyio.to_thread.run_sync(store.release, who.name, key)
+                except MusterError as error:  # The order stands; its key is free again after HELD_S.
+                    log.warning("answer_not_kept", error=str(error))
+        await held.let_go()
 
     async def _tagged(self, scope: Scope, receive: Receive, send: Send, known: str | None) -> None:
         """Answer a question with an `ETag`, where it is short and whole."""
@@ -183,6 +174,41 @@ class Once:
         while len(self._locks) > LOCKS_MAX and not next(iter(self._locks.values())).locked():
             self._locks.popitem(last=False)
         return lock
+
+
+class _Held:
+    """Keeps an answer back until it is kept; one that is too long to keep goes through."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._messages: list[Message] = []
+        self._length = 0
+        self._is_passing = False
+
+    async def hear(self, message: Message) -> None:
+        if self._is_passing:
+            await self._send(message)
+            return
+        self._messages.append(message)
+        self._length += len(message.get("body", b""))
+        if self._length > ANSWER_BYTES_MAX:
+            self._is_passing = True
+            await self.let_go()
+
+    def answer(self) -> Answer | None:
+        """Return the whole answer; None: there is none, or it is too long."""
+        if self._is_passing or not self._messages or self._messages[-1].get("more_body", False):
+            return None
+        start, *parts = self._messages
+        said = Headers(raw=start["headers"])
+        kept = {name: said[name] for name in _KEPT_HEADERS if name in said}
+        return Answer(start["status"], kept, b"".join(each.get("body", b"") for each in parts))
+
+    async def let_go(self) -> None:
+        """Send what was held back."""
+        messages, self._messages = self._messages, []
+        for message in messages:
+            await self._send(message)
 
 
 def _saying(body: bytes) -> Receive:
