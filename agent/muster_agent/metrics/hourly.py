@@ -41,18 +41,22 @@ class Hourly:
         self._meters = meters
         self._journal = journal
         self._speed = speed
+        self._turning: asyncio.Task[float] | None = None
 
     async def run(self) -> None:
         while True:
             pause_s = LOOK_S
+            self._turning = asyncio.create_task(self._turn())
             try:
-                pause_s = await self._turn()
+                pause_s = await asyncio.shield(self._turning)  # Cancelled, it would lose what it has taken already.
             except Exception:  # Models go on serving, and metrics when it can.
                 log.exception("metrics_failed")
             await asyncio.sleep(min(PAUSE_S_MAX, max(PAUSE_S_MIN, pause_s / self._speed)))
 
     async def rest(self) -> None:
-        """Keep what was counted, and close the journal. Models serve no more."""
+        """Keep what was counted, and close the journal; the turn that is under way comes first. Models serve no more."""
+        if self._turning is not None:
+            await asyncio.gather(self._turning, return_exceptions=True)
         try:
             await self._turn()
             await asyncio.to_thread(self._journal.remember, self._meters.states())
