@@ -458,9 +458,9 @@ class Fleet:
         self._engine.publish()
 
     def _is_gone(self, device: DeviceId, sent_at: float) -> bool:
-        """Return whether that is what the broker still keeps of a device that was decommissioned since."""
+        """Return whether that is what the broker still keeps of a device that was decommissioned or revoked since."""
         hold = self._holds(device)
-        return hold is not None and hold.kind is HoldKind.GONE and sent_at <= hold.at
+        return hold is not None and hold.is_cut and sent_at <= hold.at
 
     def held(self, devices: Iterable[DeviceId]) -> None:
         """Do what follows from holds that were set or lifted. The same once more changes nothing."""
@@ -476,8 +476,11 @@ class Fleet:
         self._engine.publish()
 
     def _hold(self, device: Device, hold: Hold) -> None:
-        """Call off what is under way on it, and tell it to stay on what it runs; or forget it, if it is gone."""
-        is_gone = hold.kind is HoldKind.GONE
+        """Call off what is under way on it, and tell it to stay on what it runs.
+
+        Who is revoked can be told nothing, and its will is lost with its rights: it is offline.
+        Who is gone is forgotten.
+        """
         called_off: set[ModelName] = set()
         for rollout in self._ledger.rollouts(running=True):
             if device.id not in rollout.members:
@@ -486,11 +489,15 @@ class Fleet:
             if after is not rollout:
                 called_off.add(rollout.model)
             if hold.is_out:
-                self._engine.advance(after, DeviceLeft(device.id, hold.sentence, is_taken=is_gone))
+                self._engine.advance(after, DeviceLeft(device.id, hold.sentence, is_taken=hold.is_cut))
         desired = self._ledger.desired(device.id)
         for wanted in desired.models.values():
             self._mender.settled(wanted.rollout, device.id)
-        if is_gone:
+        if hold.kind is HoldKind.REVOKED:
+            if device.online:
+                self._save(device, replace(device, online=False))
+            return
+        if hold.kind is HoldKind.GONE:
             self._engine.send(DeviceTopic(device.id, Channel.ASSIGNMENT), b"", retain=True)
             self._ledger.forget(device.id)
             return

@@ -3,17 +3,20 @@
     pinned        stays on what it runs; a member of rollouts that waits, and gets what its group runs afterwards
     quarantined   no rollout takes it, and what it says counts for nothing; it goes on serving
     gone          was decommissioned: what the broker still keeps of it is not believed
+    revoked       its identity was revoked, so nothing reaches it: offline, and out as if it were quarantined
 
-What follows from a hold is decided in `fleet` and `core.rollout`; who sets one is written down by `db.hold_store`.
+What follows from a hold is decided in `fleet` and `core.rollout`; who sets one is written down by `db.hold_store`, and
+who has no identity any more by `db.identity_store`.
 """
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from muster_controller.core.rollout.explain import Held
 from muster_controller.db.snapshot import Committed
+from muster_controller.identity.enrolment import Cut
 from muster_shared.ids import DeviceId
 
 
@@ -21,6 +24,7 @@ class HoldKind(StrEnum):
     PINNED = "pinned"
     QUARANTINED = "quarantined"
     GONE = "gone"
+    REVOKED = "revoked"
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Hold:
     @property
     def sentence(self) -> str:
         word = "decommissioned" if self.kind is HoldKind.GONE else self.kind.value
-        return f"{word} by {self.by}" + (f": {self.reason}" if self.reason else "")
+        return (f"{word} by {self.by}" if self.by else word) + (f": {self.reason}" if self.reason else "")
 
     @property
     def held(self) -> Held:
@@ -48,6 +52,11 @@ class Hold:
         """Whether it is no member of rollouts at all."""
         return self.kind is not HoldKind.PINNED
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether it cannot speak: whatever is older than the hold and was kept somewhere is not believed."""
+        return self.kind in (HoldKind.GONE, HoldKind.REVOKED)
+
 
 FindHold = Callable[[DeviceId], Hold | None]
 
@@ -55,6 +64,21 @@ FindHold = Callable[[DeviceId], Hold | None]
 def nobody(device: DeviceId) -> Hold | None:
     """No device is held."""
     return None
+
+
+def revoked(cut: Cut) -> Hold:
+    """Return what follows for the fleet from an identity that a device lost."""
+    return Hold(cut.device, HoldKind.REVOKED, cut.by, cut.at, cut.reason)
+
+
+def all_holds(ordered: Mapping[DeviceId, Hold], revoked: Iterable[Hold]) -> dict[DeviceId, Hold]:
+    """Return what holds of each: who is revoked may be pinned as well, and decommissioned is more than that."""
+    found = dict(ordered)
+    for hold in revoked:
+        before = found.get(hold.device)
+        if before is None or before.kind is not HoldKind.GONE:
+            found[hold.device] = hold
+    return found
 
 
 def without_held(fleet: Committed, holds: "Holds") -> Committed:

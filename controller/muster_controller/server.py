@@ -67,7 +67,7 @@ from muster_controller.gateway.door import Door
 from muster_controller.gateway.fleet_thread import Chore, FleetThread
 from muster_controller.gateway.standing import Standing
 from muster_controller.gateway.wire import LinkWire
-from muster_controller.holds import Holds, without_held
+from muster_controller.holds import Holds, all_holds, revoked, without_held
 from muster_controller.identity.ca import Paths
 from muster_controller.identity.desk import IdentityDesk, broker_url_for_devices
 from muster_controller.logs import configure_logs
@@ -227,7 +227,7 @@ class Controller:
         sources = Sources(fleet_id, reading, ledger.committed, releases, identity)
         reviews = ReviewDesk(side, ReceiverStore(side, time.time), sources.facts, time.time)
         hold_store = HoldStore(side, time.time)
-        holds = Holds(hold_store.all)
+        holds = Holds(lambda: all_holds(hold_store.all(), map(revoked, identity.cut)))
         holds.refresh()
         calls = CallDesk(
             fleet_id,

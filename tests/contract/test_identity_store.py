@@ -345,6 +345,7 @@ def test_a_revoked_device_has_nothing_left(world: World) -> None:
 
     assert sorted(serial for serial, _ in world.service.revoked_certificates()) == sorted([first, second])
     assert (world.service.admitted(), world.service.barred()) == ([], ["dev-1"])
+    assert [(each.device, each.by, each.reason) for each in world.service.cut()] == [("dev-1", "anna", "because")]
     for raw in (device.asks(world.clock()), device.asks(world.clock(), token)):
         assert code(world.service.answer(raw)) == "revoked"
     assert world.actions()[-1] == ("anna", "identity.revoke", "dev-1", "because")
@@ -359,9 +360,12 @@ def test_a_forgotten_name_is_free_for_another_key_and_never_again_for_the_revoke
 
     world.service.forget(DeviceId("dev-1"))
     barred = world.service.barred()
+    cut = [(each.device, each.at, each.by) for each in world.service.cut()]
     granted = world.service.answer(new.asks(world.clock(), token))
 
     assert barred == ["dev-1"]
+    assert cut == [("dev-1", world.clock(), "")]
+    assert world.service.cut() == []
     assert isinstance(granted, Granted)
     assert (world.service.admitted(), world.service.barred()) == (["dev-1"], [])
     assert [serial for serial, _ in world.service.revoked_certificates()] == [old_serial]

@@ -174,8 +174,8 @@ def replace_policy(**changes: Any) -> Policy:
     return msgspec.structs.replace(POLICY, **changes)
 
 
-def presence(device: str, *, online: bool = True, boot: str = "b1") -> Presence:
-    return Presence(device=DeviceId(device), boot=boot, online=online, sent_at=1.0)
+def presence(device: str, *, online: bool = True, boot: str = "b1", sent_at: float = 1.0) -> Presence:
+    return Presence(device=DeviceId(device), boot=boot, online=online, sent_at=sent_at)
 
 
 def twin(

@@ -121,7 +121,9 @@ def test_a_device_enrols_connects_renews_and_is_cut_off_when_it_is_revoked(stage
     wait_for(lambda: stage.status().get("online") is True, agent, "online")
     online = stage.status()
     renewed = json.loads(stage.agent("renew", "--json").stdout)
+    wait_for(lambda: _shown(stage)["online"] is True, agent, "known to be online")
     stage.muster("device", "revoke", "crane-07", "--reason", "stolen")
+    shown = _shown(stage)
     wait_for(lambda: stage.status().get("online") is False, agent, "cut off")
     refused = stage.agent("renew", expect=1)
 
@@ -130,7 +132,14 @@ def test_a_device_enrols_connects_renews_and_is_cut_off_when_it_is_revoked(stage
     assert online["identity"]["problem"] == ""
     assert renewed["fingerprint"] != online["identity"]["fingerprint"]
     assert "revoked" in refused.stderr
+    assert (shown["online"], shown["hold"]["kind"], shown["hold"]["reason"]) == (False, "revoked", "stolen")
     assert stage.status()["online"] is False
+
+
+def _shown(stage: Stage) -> dict[str, Any]:
+    """Return what the controller says of the device; before it has heard of it, that it is offline."""
+    found = json.loads(stage.muster("device", "list", "--json"))
+    return dict(json.loads(stage.muster("device", "show", "crane-07", "--json"))) if found else {"online": False}
 
 
 def test_a_device_waits_for_an_operator_who_compares_its_key(stage: Stage) -> None:

@@ -148,3 +148,4 @@ def test_what_is_ordered_follows_from_how_the_device_is_held() -> None:
     assert offered(None) == ["pin", "quarantine", "decommission"]
     assert offered(HoldKind.PINNED) == ["unpin", "quarantine", "decommission"]
     assert offered(HoldKind.QUARANTINED) == ["release", "decommission"]
+    assert offered(HoldKind.REVOKED) == ["decommission"]

@@ -206,3 +206,56 @@ def test_what_the_broker_still_keeps_of_a_decommissioned_device_does_not_bring_i
     stage.hear("dev-b", Channel.TWIN, twin("dev-b", 1, release(1), boot="b2", sent_at=stage.now + 1))
     stage.fleet.held([DeviceId("dev-b")])
     assert stage.ledger.device(DeviceId("dev-b")) is not None
+
+
+def test_a_revoked_device_is_offline_at_once_and_no_rollout_waits_for_it(stage: Stage) -> None:
+    rollout = stage.roll_out(2, ALL)
+
+    stage.hold("dev-b", HoldKind.REVOKED)
+
+    device = stage.ledger.device(DeviceId("dev-b"))
+    assert device is not None
+    assert not device.online
+    assert _member(stage, rollout, "dev-b").outcome is Outcome.LEFT
+    for name in ("dev-a", "dev-c"):
+        _did_well(stage, rollout, _member(stage, rollout, name))
+    stage.pass_(3600.0)
+    assert _now(stage, rollout).state is RolloutState.FINISHED
+
+
+def test_a_roll_back_at_once_does_not_wait_for_who_was_revoked(stage: Stage) -> None:
+    stage.hold("dev-b", HoldKind.REVOKED)
+
+    rollout = stage.fleet.roll_back(MODEL, "1.2.0", "anna", "it is late")
+
+    assert sorted(rollout.members) == ["dev-a", "dev-c"]
+
+
+def test_what_the_broker_still_keeps_of_a_revoked_device_does_not_bring_it_back(stage: Stage) -> None:
+    stage.hold("dev-b", HoldKind.REVOKED)
+
+    stage.hear("dev-b", Channel.PRESENCE, presence("dev-b"))
+    stage.restart()
+    stage.hear("dev-b", Channel.PRESENCE, presence("dev-b"))
+
+    device = stage.ledger.device(DeviceId("dev-b"))
+    assert device is not None
+    assert not device.online
+
+
+def test_whoever_was_revoked_and_enrols_anew_is_online_and_gets_what_its_group_runs(stage: Stage) -> None:
+    stage.hold("dev-b", HoldKind.REVOKED)
+    rollout = stage.roll_out(2, ALL)
+    for name in ("dev-a", "dev-c"):
+        _did_well(stage, rollout, _member(stage, rollout, name))
+    stage.pass_(3600.0)
+
+    stage.let_go("dev-b")
+    stage.hear("dev-b", Channel.PRESENCE, presence("dev-b", boot="b2", sent_at=stage.now))
+    stage.hear("dev-b", Channel.TWIN, twin("dev-b", 1, release(1), boot="b2", sent_at=stage.now))
+    stage.pass_(3600.0)
+
+    device = stage.ledger.device(DeviceId("dev-b"))
+    assert device is not None
+    assert device.online
+    assert _wanted(stage, "dev-b") == 2

@@ -54,7 +54,7 @@ class Hourly:
             await asyncio.sleep(min(PAUSE_S_MAX, max(PAUSE_S_MIN, pause_s / self._speed)))
 
     async def rest(self) -> None:
-        """Keep what was counted, and close the journal; the turn that is under way comes first. Models serve no more."""
+        """Keep what was counted, first by the turn under way, and close the journal. Models serve no more."""
         if self._turning is not None:
             await asyncio.gather(self._turning, return_exceptions=True)
         try:

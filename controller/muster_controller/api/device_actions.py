@@ -8,6 +8,7 @@ from starlette.concurrency import run_in_threadpool
 
 from muster_controller.api.authentication import Who, because, require
 from muster_controller.api.fleet import Limit
+from muster_controller.api.holding import apply_holds
 from muster_controller.api.paging import Offset, paged
 from muster_controller.api.schemas.device_actions import (
     CallOrder,
@@ -85,7 +86,7 @@ async def decommission_device(given: Given, device_id: str, order: DeviceOrder) 
     with because(order.reason):
         revoked = await run_in_threadpool(_revoke, given, device)
         hold = await run_in_threadpool(given.hold_store.hold, device, HoldKind.GONE)
-        await _apply(given, device, "device_decommissioned", order.reason)
+        await apply_holds(given, device, "device_decommissioned", order.reason)
         await run_in_threadpool(given.calls.store.forget, device)
     return Decommissioned(device=device, hold=hold_view(hold), identity=revoked)
 
@@ -170,9 +171,12 @@ def _revoke(given: Services, device: DeviceId) -> Literal["revoked", "none"]:
 
 async def _hold(given: Services, device_id: str, kind: HoldKind, reason: str) -> DeviceOrdered:
     device = given.device(DeviceId(device_id)).id
+    before = given.holds(device)
+    if before is not None and before.kind is HoldKind.REVOKED:
+        raise Conflict(f"{device} is {before.sentence}; rollouts leave it alone, and nothing reaches it")
     with because(reason):
         hold = await run_in_threadpool(given.hold_store.hold, device, kind)
-        await _apply(given, device, f"device_{kind.value}", reason)
+        await apply_holds(given, device, f"device_{kind.value}", reason)
     return DeviceOrdered(device=device, hold=hold_view(hold))
 
 
@@ -180,19 +184,13 @@ async def _release(given: Services, device_id: str, reason: str, *kinds: HoldKin
     device = DeviceId(device_id)
     if HoldKind.GONE not in kinds or given.is_partial:
         device = given.device(device).id  # Who was decommissioned is not known any more.
+    held = given.holds(device)
+    if held is not None and held.kind is HoldKind.REVOKED:
+        raise Conflict(
+            f"{device} is {held.sentence}; rollouts take it again when it has enrolled with a new key:"
+            f" `muster device forget {device}` frees its name"
+        )
     with because(reason):
         await run_in_threadpool(given.hold_store.release, device, *kinds)
-        await _apply(given, device, "device_released", reason)
+        await apply_holds(given, device, "device_released", reason)
     return DeviceOrdered(device=device, hold=None)
-
-
-async def _apply(given: Services, device: DeviceId, what: str, reason: str) -> None:
-    """Have the fleet do what follows, and write a line into its history."""
-    changed = await run_in_threadpool(given.holds.refresh)
-
-    def follow(fleet: Fleet) -> None:
-        fleet.held(changed)
-        fleet.note(what, device, reason)
-
-    await given.fleet.call(follow)
-    given.holds.took(changed)

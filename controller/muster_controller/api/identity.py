@@ -6,10 +6,13 @@ An admin whose devices a selector chooses sees those alone whose token has label
 from collections.abc import Callable
 from typing import Annotated
 
+import structlog
 from fastapi import APIRouter, Query
+from starlette.concurrency import run_in_threadpool
 
 from muster_controller.api.authentication import Who, because, require
 from muster_controller.api.fleet import Limit
+from muster_controller.api.holding import apply_holds
 from muster_controller.api.paging import Offset, paged
 from muster_controller.api.schemas.identity import (
     CaCertificateView,
@@ -26,7 +29,8 @@ from muster_controller.api.schemas.identity import (
     NewEnrolToken,
 )
 from muster_controller.api.services import Given, Services
-from muster_controller.errors import NotFound
+from muster_controller.db.errors import LedgerUnavailable
+from muster_controller.errors import FleetUnavailable, NotFound
 from muster_controller.identity.enrolment import Identity, IdentityState, Token
 from muster_controller.identity.errors import IdentityUnknown
 from muster_controller.operators.errors import Forbidden
@@ -35,6 +39,8 @@ from muster_shared import ids
 from muster_shared.ids import DeviceId
 
 SETTLE_S = 5.0
+
+log = structlog.get_logger()
 
 router = APIRouter(tags=["identity"], dependencies=[require(Permission.ADMINISTER)])
 
@@ -112,15 +118,18 @@ def reject_identity(given: Given, who: Who, device: str, order: IdentityOrder) -
 
 
 @router.post("/identities/{device}/revoke")
-def revoke_identity(given: Given, who: Who, device: str, order: IdentityOrder) -> IdentityChanged:
-    """Take a device's identity for good: its connection is cut, its certificates and its key are worth nothing."""
-    return _order(given, who, device, order, given.identity.enrolment.revoke)
+async def revoke_identity(given: Given, who: Who, device: str, order: IdentityOrder) -> IdentityChanged:
+    """Take a device's identity for good: its connection is cut, its certificates and its key are worth nothing.
+
+    Rollouts leave it alone from then on, and what it reported stays counted.
+    """
+    return await _cut(given, who, device, order, given.identity.enrolment.revoke, "identity_revoked")
 
 
 @router.post("/identities/{device}/forget")
-def forget_identity(given: Given, who: Who, device: str, order: IdentityOrder) -> IdentityChanged:
+async def forget_identity(given: Given, who: Who, device: str, order: IdentityOrder) -> IdentityChanged:
     """Free a device's name, so that it can enrol with another key. What it had is worth nothing any more."""
-    return _order(given, who, device, order, given.identity.enrolment.forget)
+    return await _cut(given, who, device, order, given.identity.enrolment.forget, "identity_forgotten")
 
 
 @router.get("/ca")
@@ -151,6 +160,25 @@ def _order(
     with because(order.reason):
         identity = carry_out(found.device)
     return IdentityChanged(identity=_identity_view(identity), in_effect=given.identity.settled(SETTLE_S))
+
+
+async def _cut(
+    given: Services,
+    who: Principal,
+    device: str,
+    order: IdentityOrder,
+    carry_out: Callable[[DeviceId], Identity],
+    what: str,
+) -> IdentityChanged:
+    """Take an identity, and have the fleet know at once that its device is out."""
+    changed = await run_in_threadpool(_order, given, who, device, order, carry_out)
+    await run_in_threadpool(given.identity.look_who_is_cut)
+    try:
+        with because(order.reason):
+            await apply_holds(given, DeviceId(changed.identity.device), what, order.reason)
+    except (FleetUnavailable, LedgerUnavailable) as error:  # The order stands; what follows is done in some seconds.
+        log.warning("cut_later", device=changed.identity.device, error=str(error))
+    return changed
 
 
 def _find(given: Services, who: Principal, device: str) -> Identity:

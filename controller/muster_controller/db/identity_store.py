@@ -16,7 +16,7 @@ from muster_controller.client_names import mixer_of
 from muster_controller.db import audit
 from muster_controller.db.side import SideDatabase
 from muster_controller.db.tables import CertificateRow, EnrolTokenRow, IdentityRow, MixerRow, table
-from muster_controller.identity.enrolment import Approval, Asked, Identity, IdentityState, Token
+from muster_controller.identity.enrolment import Approval, Asked, Cut, Identity, IdentityState, Token
 from muster_shared.ids import DeviceId, FleetId, Sha256
 
 _TOKEN, _IDENTITY, _CERTIFICATE = table(EnrolTokenRow), table(IdentityRow), table(CertificateRow)
@@ -101,6 +101,28 @@ class IdentityReading:
         held = held.where(_CERTIFICATE.c.expires_at > now)
         found = {*revoked, *(DeviceId(name) for name in self._connection.execute(held).scalars() if "." not in name)}
         return sorted(found - set(self.names(IdentityState.ACCEPTED)))
+
+    def cut(self, now: float) -> list[Cut]:
+        """Return who cannot speak any more although it did: as `barred`, and by whom, without walking all others."""
+        found: dict[DeviceId, Cut] = {}
+        for row in self._connection.execute(
+            select(_IDENTITY.c.device, _IDENTITY.c.decided_at, _IDENTITY.c.decided_by, _IDENTITY.c.reason)
+            .where(_IDENTITY.c.state == IdentityState.REVOKED.value)
+            .where(_IDENTITY.c.device.not_like(f"%{FORGOTTEN}%"), _IDENTITY.c.device.not_like("%.%"))
+        ):
+            found[DeviceId(row.device)] = Cut(DeviceId(row.device), row.decided_at or 0.0, row.decided_by, row.reason)
+        accepted = (_IDENTITY.c.device == _CERTIFICATE.c.device) & (_IDENTITY.c.state == IdentityState.ACCEPTED.value)
+        forgotten = (
+            select(_CERTIFICATE.c.device, func.max(_CERTIFICATE.c.revoked_at).label("at"))
+            .outerjoin(_IDENTITY, accepted)
+            .where(_CERTIFICATE.c.revoked_at.is_not(None), _CERTIFICATE.c.expires_at > now)
+            .where(_IDENTITY.c.device.is_(None), _CERTIFICATE.c.device.not_like("%.%"))
+            .group_by(_CERTIFICATE.c.device)
+        )
+        for name, at in self._connection.execute(forgotten).all():
+            device = DeviceId(name)
+            found.setdefault(device, Cut(device, at, "", "its identity was forgotten"))
+        return sorted(found.values(), key=lambda each: each.device)
 
     def mixers(self, fleet: FleetId, state: IdentityState | None = None) -> list[Identity]:
         """Return the mixers of a state, by name: identities whose name no device can have."""

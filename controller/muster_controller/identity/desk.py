@@ -20,6 +20,7 @@ from muster_controller.identity.access import AccessThread, Gatekeeper
 from muster_controller.identity.agreement import Disagreement, Own
 from muster_controller.identity.ca import FleetCa
 from muster_controller.identity.device_port import DevicePort, listen
+from muster_controller.identity.enrolment import Cut
 from muster_controller.identity.labels import GrantedLabels
 from muster_controller.identity.mixers import Mixers
 from muster_controller.identity.service import EnrolmentService, Reached
@@ -76,6 +77,7 @@ class IdentityDesk:
         """What operators gave to devices."""
         self._agreements = AgreementStore(side, clock)
         self._online_keys, self._trust_root = online_keys, trust_root
+        self._cut: Sequence[Cut] = ()
         self._is_apart = False
         self._had: dict[str, frozenset[str]] = {}
         self.enrolment = EnrolmentService(ca, store, clock, self._reached, trust_root, self._woken)
@@ -149,8 +151,18 @@ class IdentityDesk:
 
         return self._agreements.client_word(make)
 
+    @property
+    def cut(self) -> Sequence[Cut]:
+        """Who could speak once and cannot any more, as of the last look: within a minute of any other controller's."""
+        return self._cut
+
+    def look_who_is_cut(self) -> None:
+        """Have `cut` say it as of now. Raises LedgerError."""
+        self._cut = tuple(self.enrolment.cut())
+
     def _rest(self) -> None:
         self.labels.refresh()
+        self.look_who_is_cut()
         if self._config.database is None:
             return
         apart: MusterError | None = None

@@ -79,6 +79,16 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """A device that lost its identity: when, by whom (empty: the name was freed for another key) and why."""
+
+    device: DeviceId
+    at: float
+    by: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Asked:
     """A request whose signature holds."""
 

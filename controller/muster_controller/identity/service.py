@@ -30,6 +30,7 @@ from muster_controller.identity.enrolment import (
     RETRY_WAITING_S,
     Approval,
     Asked,
+    Cut,
     Decision,
     Grant,
     Hold,
@@ -383,6 +384,11 @@ class EnrolmentService:
         now = self._clock()
         with self._store.reading() as rows:
             return [*rows.barred(now), *rows.barred_mixers(self.ca.fleet, now)]
+
+    def cut(self) -> list[Cut]:
+        """Return every device that could speak once and cannot any more."""
+        with self._store.reading() as rows:
+            return rows.cut(self._clock())
 
     def mixers(self) -> list[str]:
         """Return every mixer that may come, by id, sorted."""

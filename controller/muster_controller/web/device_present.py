@@ -324,7 +324,7 @@ def actions(device: DeviceDetail) -> list[Action]:
         found.append(
             Action("release", "Release", "release", "Rollouts take this device again, and what it reports counts.")
         )
-    else:
+    elif kind is not HoldKind.REVOKED:
         found.append(
             Action(
                 "quarantine",

@@ -17,7 +17,7 @@ class DeviceOrder(Schema):
 
 class HoldView(Schema):
     device: str
-    kind: HoldKind = Field(description="pinned, quarantined, or gone (decommissioned).")
+    kind: HoldKind = Field(description="pinned, quarantined, gone (decommissioned), or revoked (it lost its identity).")
     by: str
     at: float
     reason: str
