@@ -31,6 +31,7 @@ from muster_controller.fleet_view import (
     Served,
 )
 from muster_controller.groups import device_class, labels_of
+from muster_controller.label_ranks import LabelRanks
 from muster_controller.ports import Desired, Device
 from muster_controller.standing import standing
 from muster_shared.ids import DeviceId
@@ -86,6 +87,7 @@ class FleetIndex:
         self._facets: dict[Facet, dict[object, Members]] = {}
         self._is_shared: set[Facet] = set()
         """Facets whose dictionary some view has."""
+        self._ranks = LabelRanks()
         self._view: FleetView | None = None
 
     def apply(self, changes: Iterable[Change]) -> None:
@@ -138,6 +140,7 @@ class FleetIndex:
                 seen=self._seen[:],
                 slots=self._slots,
                 length=len(self._ids),
+                ranks=self._ranks,
             )
         return self._view
 

@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property, reduce
-from heapq import nsmallest
 from itertools import compress, islice
 from operator import or_
 from typing import Final, NamedTuple
@@ -18,6 +17,7 @@ from typing import Final, NamedTuple
 from muster_controller import bits
 from muster_controller.bits import Members
 from muster_controller.core.selector import Operator, Requirement, Selector
+from muster_controller.label_ranks import LabelRanks
 from muster_controller.standing import FleetSums, Standing, VersionShare
 from muster_shared.errors import WireError
 from muster_shared.ids import DeviceId, ModelName
@@ -105,6 +105,14 @@ class ValueCount:
 
 
 @dataclass(frozen=True)
+class ClassSums:
+    device_class: str
+    devices: int
+    online: int
+    standings: Mapping[Standing, int]
+
+
+@dataclass(frozen=True)
 class KeyCount:
     """A label key: how many devices have it, with how many values."""
 
@@ -126,6 +134,8 @@ class FleetView:
     slots: Mapping[DeviceId, int]
     length: int
     is_whole: bool = True
+    ranks: LabelRanks = field(default_factory=LabelRanks, compare=False)
+    """Shared by all views of an index."""
 
     @property
     def total(self) -> int:
@@ -229,23 +239,16 @@ class FleetView:
         for facet in sorted(self.facets):
             if facet[0] == LABEL:
                 devices = (self._of((HAS, facet[1]), True) & self.scope).bit_count()
-                values = len(self.facets[facet] if self.is_whole else self._counts(facet, self.scope))
+                values = len(self.facets[facet] if self.is_whole else self._label_counts(facet[1]))
                 if devices:
                     found.append(KeyCount(facet[1], devices, values))
         return found
 
     def label_values(self, key: str, limit: int, *, prefix: str = "") -> list[ValueCount]:
         """Return the values of a label that most devices have, these first."""
-        counts = self._counts((LABEL, key), self.scope)
-        if prefix:
-            counts = {value: count for value, count in counts.items() if str(value).startswith(prefix)}
-        if len(counts) > limit:  # Numbers sort far faster than pairs.
-            edge = sorted(counts.values(), reverse=True)[limit - 1] if limit else 0
-            counts = {value: count for value, count in counts.items() if count >= edge}
-        chosen = nsmallest(limit, ((-count, str(value)) for value, count in counts.items()))
         return [
-            ValueCount(value, -count, self._standings(self._of((LABEL, key), value) & self.scope))
-            for count, value in chosen
+            ValueCount(value, count, self._standings(self._of((LABEL, key), value) & self.scope))
+            for value, count in islice(self._most(key, limit, prefix), limit)
         ]
 
     def crossed(
@@ -254,6 +257,30 @@ class FleetView:
         """Return how many devices have both labels, a list for each of `row_values`."""
         across = [self._of((LABEL, columns), value) & self.scope for value in column_values]
         return [[(self._of((LABEL, rows), value) & each).bit_count() for each in across] for value in row_values]
+
+    def classes(self) -> list[ClassSums]:
+        """Return how those of each device class stand, by class."""
+        found = []
+        for name in self.facets.get(CLASS, {}):
+            members = self._of(CLASS, name) & self.scope
+            if members:
+                online = (self._of(ONLINE, True) & members).bit_count()
+                found.append(ClassSums(str(name), members.bit_count(), online, self._standings(members)))
+        return sorted(found, key=lambda each: each.device_class)
+
+    def _most(self, key: str, limit: int, prefix: str) -> Iterator[tuple[str, int]]:
+        if self.is_whole:
+            most = self.ranks.of(key, self.facets.get((LABEL, key), {})).most()
+            return ((value, count) for value, count in most if value.startswith(prefix))
+        counts = {value: count for value, count in self._label_counts(key).items() if value.startswith(prefix)}
+        if len(counts) > limit:  # Numbers sort far faster than pairs.
+            edge = sorted(counts.values(), reverse=True)[limit - 1] if limit else 0
+            counts = {value: count for value, count in counts.items() if count >= edge}
+        return ((value, -count) for count, value in sorted((-count, value) for value, count in counts.items()))
+
+    def _label_counts(self, key: str) -> Mapping[str, int]:
+        ranked = self.ranks.of(key, self.facets.get((LABEL, key), {}))
+        return ranked.counts if self.is_whole else ranked.within(self.scope, self._flags)
 
     def _standings(self, among: int) -> dict[Standing, int]:
         counts = {each: (self._of(STANDING, each) & among).bit_count() for each in Standing}

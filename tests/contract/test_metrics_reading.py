@@ -11,6 +11,7 @@ from muster_controller.core.metrics.series import HOST, Group
 from muster_controller.db.engine import find_database
 from muster_controller.db.ledger import SqlLedger
 from muster_controller.db.side import SideDatabase
+from muster_controller.db.tables import CertificateRow, IdentityRow
 from muster_controller.export import reading
 from muster_controller.export.reading import MetricsReading
 from muster_shared.metrics import HOUR_S, Kind
@@ -58,6 +59,7 @@ def test_a_span_without_anything_is_empty(observed: Observed) -> None:
     assert list(read.sums(HOUR_S, 0.0, 1e12)) == []
     assert list(read.series(HOUR_S, 0.0, 1e12)) == []
     assert (read.mixers(), read.objectives(), read.certificates()) == ([], [], [])
+    assert read.expiring(BEGIN, (1, 30)) == {1: 0, 30: 0}
     assert not read.alerts()
     assert not read.rollouts()
 
@@ -73,3 +75,31 @@ def test_alerts_are_counted_by_rule_severity_and_state_without_those_that_are_ov
         ("skew", "ticket", "firing"): 1,
         ("drift", "ticket", "pending"): 1,
     }
+
+
+def test_certificates_are_counted_by_when_the_newest_of_each_accepted_device_runs_out(observed: Observed) -> None:
+    ends = {"dev-a": (0.5, 40.0), "dev-b": (0.5,), "dev-c": (-1.0,), "dev-d": (6.0,), "dev-e": (6.0,)}
+    states = dict.fromkeys(ends, "accepted") | {"dev-e": "revoked"}
+    blank = {"public_key": "", "token": "", "labels": b"{}", "hardware_serial": "", "agent_version": "", "reason": ""}
+    observed.add(
+        IdentityRow,
+        [
+            {"device": name, "state": state, "fingerprint": name, "device_class": "", "asked_at": 0.0}
+            | {"decided_by": ""}
+            | blank
+            for name, state in states.items()
+        ],
+    )
+    observed.add(
+        CertificateRow,
+        [
+            {"serial": f"{name}-{at}", "device": name, "issued_at": BEGIN, "expires_at": BEGIN + at * 86_400}
+            | {"nonce": f"{name}-{at}"}
+            for name, days in ends.items()
+            for at in days
+        ],
+    )
+    read = MetricsReading(observed.side)
+
+    assert read.expiring(BEGIN, (1, 7, 30)) == {1: 2, 7: 3, 30: 3}
+    assert read.certificates()[0] == ("dev-c", BEGIN - 86_400)

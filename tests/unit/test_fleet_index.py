@@ -221,6 +221,46 @@ def test_a_view_stays_as_it_was_whatever_is_committed_later(
     assert (view.page(Filter(), Order(), None, 99), replace(view).sums(), view.label_keys()) == before
 
 
+@given(commits(), st.sampled_from(SELECTORS), st.integers(0, 4), st.sampled_from(["", "a", "s"]))
+@settings(ON_BUSY_CORES, max_examples=100)
+def test_the_values_of_a_label_are_those_of_a_recount_whichever_view_was_asked_before(
+    commits: list[dict[DeviceId, tuple[Device | None, Desired | None]]], selector: str, limit: int, prefix: str
+) -> None:
+    index, world = FleetIndex(), World()
+    views = []
+    for commit in commits:
+        follow(index, world, commit)
+        views.append((index.view(), dict(world.devices)))
+
+    for view, devices in [*views, *views[:1]]:
+        every = [labels_of(device) for device in devices.values()]
+        fitting_selector = [each for each in every if parse(selector).matches(each)]
+        for part, inside in ((view, every), (view.restricted(parse(selector)), fitting_selector)):
+            for key in sorted({key for each in inside for key in each} | {"site"}):
+                counts = Counter(each[key] for each in inside if key in each)
+                fitting = sorted((-n, value) for value, n in counts.items() if value.startswith(prefix))[:limit]
+                found = part.label_values(key, limit, prefix=prefix)
+                assert [(-each.devices, each.value) for each in found] == fitting
+                assert [sum(each.standings.values()) for each in found] == [each.devices for each in found]
+                assert [each.values for each in part.label_keys() if each.key == key] == [len(counts)] * bool(counts)
+
+
+@given(commits(), st.sampled_from(SELECTORS))
+@settings(ON_BUSY_CORES, max_examples=60)
+def test_the_classes_are_those_of_a_recount(
+    commits: list[dict[DeviceId, tuple[Device | None, Desired | None]]], selector: str
+) -> None:
+    world, view = built(commits)
+
+    part = view.restricted(parse(selector))
+
+    inside = [device for device in world.devices.values() if part.has(device.id)]
+    assert {each.device_class: each.devices for each in part.classes()} == Counter(map(device_class, inside))
+    assert sum(each.online for each in part.classes()) == sum(device.online for device in inside)
+    stood = Counter((device_class(each), standing(each, world.desired.get(each.id))) for each in inside)
+    assert {(each.device_class, of): n for each in part.classes() for of, n in each.standings.items()} == stood
+
+
 def test_a_label_of_which_each_device_has_a_value_of_its_own_is_counted_and_found() -> None:
     index = FleetIndex()
     many = [DeviceId(f"m{number:04d}") for number in range(600)]

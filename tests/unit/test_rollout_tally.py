@@ -1,5 +1,6 @@
 """A tally that follows every change says what counting all devices again says."""
 
+from collections import Counter
 from dataclasses import replace
 
 from hypothesis import given, settings
@@ -59,6 +60,8 @@ def test_following_every_change_comes_to_what_counting_again_does(moves: list[tu
         tally = followed(tally, before, story.rollout, changes)
 
         assert tally == tally_of(story.rollout)
+        told = [each for each in story.rollout.members.values() if not each.is_taken]
+        assert tally.outcomes == Counter(each.outcome.value if each.is_touched else "waiting" for each in told)
 
 
 def test_changes_of_several_events_are_followed_at_once() -> None:

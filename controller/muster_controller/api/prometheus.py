@@ -6,7 +6,7 @@ in Prometheus). One that may see some devices alone gets sums over those, and no
 
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Annotated
 
@@ -15,23 +15,23 @@ from fastapi.responses import Response
 
 from muster_controller.api.authentication import require
 from muster_controller.api.services import Given, Services
-from muster_controller.api.standing import Standing, standing
+from muster_controller.api.standing import Standing
 from muster_controller.core.metrics.series import BIN_S, Series
 from muster_controller.core.rollout.draft import terms, weigh
 from muster_controller.core.rollout.state import Rollout
+from muster_controller.core.rollout.tally import Tally, tally_of
 from muster_controller.export.content import busiest, newest
 from muster_controller.export.counting import Counting, Counts, Key
 from muster_controller.export.families import OPEN_METRICS, TEXT, Family, text, wants_open_metrics
-from muster_controller.export.gathering import COUNTED, HOSTS_COUNTED, Content, Facts, RolloutNow, gather
+from muster_controller.export.gathering import COUNTED, DAYS_AHEAD, HOSTS_COUNTED, Content, Facts, RolloutNow, gather
 from muster_controller.export.naming import class_names
 from muster_controller.export.process import process_families, started_at
-from muster_controller.groups import device_class
 from muster_controller.operators.roles import Permission
 from muster_shared.metrics import HOUR_S, Kind
 
 PATH = "/metrics"
 CONTENT_S = 4 * HOUR_S  # Mixers close an hour 75 minutes after its end; what is older is not "now" any more.
-CONTENT_EVERY_S = 60.0
+SLOW_EVERY_S = 60.0
 CONTENT_KINDS = (Kind.CLASSES, Kind.INPUTS, Kind.DRIFT, Kind.FEEDBACK)
 _BEGAN = started_at()
 _NAMES = tuple(dict.fromkeys(name for name, *_ in (*COUNTED, *HOSTS_COUNTED)))
@@ -45,6 +45,7 @@ class Exposition:
     def __init__(self) -> None:
         self._counting = Counting()
         self._content: tuple[float, list[Content]] | None = None
+        self._certificates: tuple[float, Mapping[int, int]] | None = None
         self._lock = threading.Lock()
 
     def families(self, given: Services) -> list[Family]:
@@ -71,13 +72,20 @@ class Exposition:
             mixers=reading.mixers(),
             alerts=reading.alerts(),
             objectives=reading.objectives(),
-            certificates=[at for _, at in reading.certificates()],
+            certificates=self._expiring(given, now),
         )
 
-    def _newest(self, given: Services, now: float) -> list[Content]:
-        """Return the newest content of each cell: it changes by the hour, and is read again after CONTENT_EVERY_S."""
+    def _expiring(self, given: Services, now: float) -> Mapping[int, int]:
+        """Return how many certificates run out soon: they do so by the day, and are counted anew after SLOW_EVERY_S."""
         with self._lock:
-            if self._content is None or not 0 <= now - self._content[0] < CONTENT_EVERY_S:
+            if self._certificates is None or not 0 <= now - self._certificates[0] < SLOW_EVERY_S:
+                self._certificates = (now, given.metrics_reading.expiring(now, DAYS_AHEAD))
+            return self._certificates[1]
+
+    def _newest(self, given: Services, now: float) -> list[Content]:
+        """Return the newest content of each cell: it changes by the hour, and is read again after SLOW_EVERY_S."""
+        with self._lock:
+            if self._content is None or not 0 <= now - self._content[0] < SLOW_EVERY_S:
                 sums = given.metrics_reading.sums(HOUR_S, now - CONTENT_S, now, CONTENT_KINDS)
                 found = newest(sums, lambda model, version: class_names(given.releases, model, version))
                 self._content = (now, found)
@@ -102,19 +110,10 @@ def exposition_of(app: FastAPI) -> Exposition:
 def _seen(given: Services, now: float) -> Facts:
     """Return what is in memory: of the devices that the asker may see."""
     fleet = given.committed()
-    devices: Counter[tuple[str, str]] = Counter()
-    online: Counter[str] = Counter()
+    classes = fleet.view.classes()
     releases: Counter[tuple[str, str]] = Counter()
-    for device in fleet.devices.values():
-        of_class = device_class(device)
-        devices[of_class, standing(device, fleet.desired.get(device.id)).value] += 1
-        online[of_class] += device.online
-        for model in () if device.twin is None else device.twin.models:
-            if model.active is not None:
-                releases[model.model, model.active.version] += 1
-    for of_class in list(online):  # A state that nobody is in is 0, not unknown.
-        for state in Standing:
-            devices.setdefault((of_class, state.value), 0)
+    for share in fleet.view.sums().versions:
+        releases[share.model, share.version] += share.devices
     return Facts(
         now=now,
         version=given.version,
@@ -122,21 +121,21 @@ def _seen(given: Services, now: float) -> Facts:
         is_leading=given.fleet.standing.leads,
         is_broker_connected=given.broker_connected(),
         counters=given.counters(),
-        devices=devices,
-        online=online,
+        devices={  # A state that nobody is in is 0, not unknown.
+            (each.device_class, state.value): each.standings.get(state, 0) for each in classes for state in Standing
+        },
+        online={each.device_class: each.online for each in classes},
         releases=releases,
         rollouts={},
-        running=[_running(each) for each in fleet.running.values()],
+        running=[_running(each, fleet.tallies.get(each.id)) for each in fleet.running.values()],
         trust=[(each.role, each.expires_at) for each in given.expiries()],
         process=process_families(_BEGAN),
         is_partial=given.is_partial,
     )
 
 
-def _running(rollout: Rollout) -> RolloutNow:
-    outcomes = Counter(
-        each.outcome.value if each.is_touched else "waiting" for each in rollout.members.values() if not each.is_taken
-    )
+def _running(rollout: Rollout, tally: Tally | None) -> RolloutNow:
+    tally = tally_of(rollout) if tally is None else tally
     return RolloutNow(
         id=rollout.id,
         model=rollout.model,
@@ -145,7 +144,7 @@ def _running(rollout: Rollout) -> RolloutNow:
         created_at=rollout.created_at,
         evidence=weigh(rollout).e,
         abort_at=1.0 / terms(rollout).alpha,
-        devices=outcomes,
+        devices=tally.outcomes,
     )
 
 

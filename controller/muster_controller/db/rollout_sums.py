@@ -6,7 +6,7 @@ from dataclasses import replace
 from sqlalchemy import Connection, Float, cast, func, select
 
 from muster_controller.core.rollout.alike import Alike, Summed
-from muster_controller.core.rollout.state import Control, Member, Outcome, Rollout, stratified
+from muster_controller.core.rollout.state import TAKEN, Control, Member, Outcome, Rollout, stratified
 from muster_controller.db import rollout_rows
 from muster_controller.db.tables import ControlRow, MemberRow, StratumRow, table
 from muster_shared.ids import DeviceId
@@ -53,6 +53,7 @@ def _members(connection: Connection, names: Sequence[str]) -> list[tuple[str, Al
         _MEMBER.assigned_at.is_not(None).label("is_told"),
         _MEMBER.deferred_until.is_not(None).label("is_deferred"),
         _MEMBER.retry_at.is_not(None).label("is_retried"),
+        ((_MEMBER.cause == TAKEN) | (func.coalesce(_MEMBER.second, "") == Outcome.LEFT.value)).label("is_taken"),
     )
     # What devices claim to have fetched is theirs to invent: as whole numbers the sum could overflow.
     fetched = func.sum(cast(_MEMBER.bytes_fetched, Float))
@@ -72,6 +73,7 @@ def _members(connection: Connection, names: Sequence[str]) -> list[tuple[str, Al
                     assigned_at=_SOME_TIME if row.is_told else None,
                     deferred_until=_SOME_TIME if row.is_deferred else None,
                     retry_at=_SOME_TIME if row.is_retried else None,
+                    cause=TAKEN if row.is_taken else "",
                 ),
                 row[len(kinds)],
                 int(row[len(kinds) + 1]),

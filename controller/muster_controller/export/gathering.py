@@ -5,7 +5,6 @@ here by release and device class); shares of classes, inputs and drift come from
 two ends of its interval beside it as metrics of their own.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -114,8 +113,8 @@ class Facts:
     alerts: Mapping[tuple[str, str, str], int] = field(default_factory=dict)
     """By rule, severity and state."""
     objectives: Sequence[Objective] = ()
-    certificates: Sequence[float] = ()
-    """When the newest one of each accepted device runs out."""
+    certificates: Mapping[int, int] = field(default_factory=dict)
+    """Of how many accepted devices the newest one runs out within so many days, or has: for each of DAYS_AHEAD."""
     process: Sequence[Family] = ()
     is_partial: bool = False
     """The asker may see some devices alone: sums over the whole fleet are left out."""
@@ -325,7 +324,6 @@ def _alerts(facts: Facts) -> Iterator[Family]:
         for (rule, severity, state), count in sorted(facts.alerts.items())
     ]
     yield _gauge("muster_alerts", "Alerts of the controller that are not over", alerts)
-    ends = Counter({days: sum(at - facts.now <= days * 86_400 for at in facts.certificates) for days in DAYS_AHEAD})
-    soon = [(float(ends[days]), {"within": f"{days}d"}) for days in DAYS_AHEAD]
+    soon = [(float(facts.certificates.get(days, 0)), {"within": f"{days}d"}) for days in DAYS_AHEAD]
     text = "Accepted devices whose newest certificate runs out within this time, or has"
     yield _gauge("muster_device_certificates_expiring", text, soon)

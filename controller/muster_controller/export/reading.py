@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import Column, RowMapping, Select, func, literal, select, tuple_
+from sqlalchemy import Column, RowMapping, Select, case, func, literal, select, text, tuple_
 
 from muster_controller.core.metrics.series import Group, Series
 from muster_controller.core.metrics.sums import MixedSum
@@ -29,6 +29,7 @@ from muster_controller.db.tables import (
 from muster_controller.identity.enrolment import IdentityState
 from muster_shared.metrics import Cell, Kind
 
+DAY_S = 86_400.0
 PAGE = 2000  # Rows a read transaction.
 OBJECTIVES_MAX = 1000
 
@@ -99,17 +100,16 @@ class MetricsReading:
 
     def certificates(self) -> list[tuple[str, float]]:
         """Return each accepted device's newest certificate's end, the nearest first; those without one are left out."""
-        certificates, identities = table(CertificateRow).c, table(IdentityRow).c
-        ends = func.max(certificates.expires_at).label("ends")
-        query = (
-            select(certificates.device, ends)
-            .join(table(IdentityRow), identities.device == certificates.device)
-            .where(certificates.revoked_at.is_(None), identities.state == IdentityState.ACCEPTED.value)
-            .group_by(certificates.device)
-            .order_by(ends)
-        )
         with self._side.reading() as connection:
-            return [(row.device, row.ends) for row in connection.execute(query)]
+            return [(row.device, row.ends) for row in connection.execute(_newest().order_by(text("ends")))]
+
+    def expiring(self, now: float, days: Sequence[int]) -> dict[int, int]:
+        """Return of how many accepted devices the newest certificate runs out within so many days, or has."""
+        newest = _newest().subquery()
+        counts = [func.coalesce(func.sum(case((newest.c.ends <= now + each * DAY_S, 1), else_=0)), 0) for each in days]
+        with self._side.reading() as connection:
+            found = connection.execute(select(*counts)).one()
+        return {each: int(count) for each, count in zip(days, found, strict=True)}
 
     def _walk(self, query: Select[Any], key: Sequence[Column[Any]]) -> Iterator[RowMapping]:
         """Give all rows in the order of their key, in pieces: no transaction is open while the caller works."""
@@ -136,4 +136,15 @@ def _sums(row: RowMapping) -> MixedSum:
         kind=Kind(row["kind"]),
         cell=Cell(**{name: row[name] for name in ("model", "version", "device_class", "region", "classes")}),
         sums=msgspec.json.decode(row["sums"], type=tuple[int, ...]),
+    )
+
+
+def _newest() -> Select[tuple[str, float]]:
+    """Select each accepted `device` that has a certificate, and when its newest one `ends`."""
+    certificates, identities = table(CertificateRow).c, table(IdentityRow).c
+    return (
+        select(certificates.device, func.max(certificates.expires_at).label("ends"))
+        .join(table(IdentityRow), identities.device == certificates.device)
+        .where(certificates.revoked_at.is_(None), identities.state == IdentityState.ACCEPTED.value)
+        .group_by(certificates.device)
     )

@@ -13,12 +13,19 @@ from muster_controller.core.rollout.alike import Alike, one_by_one
 from muster_controller.core.rollout.events import Changes
 from muster_controller.core.rollout.state import Control, Member, Outcome, Rollout, is_in_flight, is_queued
 
+_OUTCOME = "outcome "
+
 
 @dataclass(frozen=True)
 class Tally:
     """By name, how many devices (of `bytes_fetched`: bytes) there are; what is missing is none. Never changed."""
 
     counts: Mapping[str, int]
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """How many devices came to which outcome, or are `waiting` to be told; not those that another rollout has."""
+        return {name.removeprefix(_OUTCOME): n for name, n in self.counts.items() if name.startswith(_OUTCOME)}
 
 
 def tallied(devices: Iterable[Alike]) -> Tally:
@@ -58,6 +65,8 @@ def _count(found: Counter[str], each: Member | Control, count: int, fetched: int
         found["controls"] += count * (each.assigned_at is not None)
         return
     found["devices"] += count
+    if not each.is_taken:
+        found[_OUTCOME + (each.outcome.value if each.is_touched else "waiting")] += count
     found["returned"] += count * each.returned
     found["bytes_fetched"] += fetched
     if is_in_flight(each):
