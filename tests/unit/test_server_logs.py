@@ -6,7 +6,7 @@ import pytest
 import structlog
 
 from muster_controller.config import ServerConfig
-from muster_controller.server import configure_logs
+from muster_controller.logs import configure_logs
 
 SECRET = "s3cret"
 

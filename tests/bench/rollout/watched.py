@@ -16,8 +16,8 @@ from pathlib import Path
 
 import msgspec
 
-from muster_controller import server
 from muster_controller.cli.main import main
+from muster_controller.server import fleet_side
 from muster_shared.link import (
     Delivered,
     Link,
@@ -166,5 +166,5 @@ def read(path: Path) -> Watched | None:
 
 
 if __name__ == "__main__":
-    setattr(server, "Link", WatchedLink)  # noqa: B010  # The controller makes its own link; this one looks at the clock.
+    setattr(fleet_side, "Link", WatchedLink)  # noqa: B010  # The controller makes its own link; this one looks at the clock.
     main()
