@@ -12,7 +12,7 @@ from threading import Lock
 
 from muster_controller.core.selector import RESERVED
 from muster_controller.db.snapshot import Committed
-from muster_controller.fleet_view import Filter
+from muster_controller.fleet_index.view import Filter
 from muster_controller.ports import Device
 from muster_shared.ids import ModelName
 from muster_shared.messages import TwinModel

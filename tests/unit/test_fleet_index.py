@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.ledgers import release
-from muster_controller import bits
 from muster_controller.core.selector import Selector, parse
-from muster_controller.fleet_index import Change, FleetIndex
-from muster_controller.fleet_view import Filter, FleetView, Order, Sort, parse_order
+from muster_controller.fleet_index import bits
+from muster_controller.fleet_index.index import Change, FleetIndex
+from muster_controller.fleet_index.view import Filter, FleetView, Order, Sort, parse_order
 from muster_controller.groups import device_class, labels_of, selected
 from muster_controller.ports import Desired, Device, Wanted
 from muster_controller.standing import Standing, standing

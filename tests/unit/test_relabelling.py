@@ -10,7 +10,7 @@ from harness.ledgers import A, twin
 from muster_controller.api.device_export import csv_pieces, json_pieces
 from muster_controller.api.labels import completions
 from muster_controller.api.views import device_view
-from muster_controller.fleet_index import Change, FleetIndex
+from muster_controller.fleet_index.index import Change, FleetIndex
 from muster_controller.identity.relabelling import LabelEdit, edit_of
 from muster_controller.ports import Device
 from muster_shared.enrolment import LABELS_MAX

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from muster_controller.api.schemas.labels import DeviceListing, DeviceQuestion
 from muster_controller.api.services import Services
 from muster_controller.core.selector import Operator, Requirement, Selector, parse
-from muster_controller.fleet_view import Filter
+from muster_controller.fleet_index.view import Filter
 from muster_shared.errors import WireError
 
 

@@ -13,7 +13,7 @@ from muster_controller.api.schemas import DeviceDetail, DevicePage, DeviceView
 from muster_controller.api.schemas.labels import DeviceListing, DeviceQuestion
 from muster_controller.api.services import Given, Services
 from muster_controller.api.views import device_detail, device_view
-from muster_controller.fleet_view import Filter, parse_order
+from muster_controller.fleet_index.view import Filter, parse_order
 from muster_controller.operators.roles import Permission
 from muster_shared.ids import DeviceId
 

@@ -23,7 +23,7 @@ from muster_controller.api.schemas.labels import (
 from muster_controller.api.services import Given
 from muster_controller.core.selector import RESERVED, parse
 from muster_controller.errors import Conflict
-from muster_controller.fleet_view import FleetView, KeyCount
+from muster_controller.fleet_index.view import FleetView, KeyCount
 from muster_controller.identity.relabelling import edit_of
 from muster_controller.operators.errors import Forbidden
 from muster_controller.operators.roles import Permission

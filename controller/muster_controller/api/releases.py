@@ -13,7 +13,7 @@ from muster_controller.api.schemas.releases import ReleaseCheck, ReleaseTrust, V
 from muster_controller.api.services import Given, Services
 from muster_controller.api.views import version_detail
 from muster_controller.errors import NotFound
-from muster_controller.fleet_view import Filter
+from muster_controller.fleet_index.view import Filter
 from muster_controller.operators.roles import Permission
 from muster_controller.registry.metadata import path_of, release_role
 from muster_controller.registry.signatures import newest_targets, past_target, role_steps, role_trusts

@@ -32,7 +32,7 @@ from muster_controller.db.view_store import ViewStore
 from muster_controller.errors import NotFound
 from muster_controller.export.reading import MetricsReading
 from muster_controller.fleet import Fleet
-from muster_controller.fleet_part import part_of
+from muster_controller.fleet_index.part import part_of
 from muster_controller.gateway.fleet_thread import FleetThread
 from muster_controller.holds import Holds
 from muster_controller.identity.desk import IdentityDesk

@@ -18,7 +18,7 @@ from muster_controller.core.rollout.state import ENDED, Rollout
 from muster_controller.core.rollout.tally import Tally, followed, tally_of
 from muster_controller.db.draft import BaselineKey, Draft, SavedRollout, newest_first
 from muster_controller.db.snapshot import Committed, Touched
-from muster_controller.fleet_index import Change, FleetIndex, index_of
+from muster_controller.fleet_index.index import Change, FleetIndex, index_of
 from muster_controller.ports import Baseline, Desired, Device
 from muster_shared.ids import DeviceId, EventId, ModelName, RolloutId
 

@@ -6,8 +6,8 @@ from functools import cached_property
 
 from muster_controller.core.rollout.state import Rollout
 from muster_controller.core.rollout.tally import Tally
-from muster_controller.fleet_index import index_of
-from muster_controller.fleet_view import FleetView
+from muster_controller.fleet_index.index import index_of
+from muster_controller.fleet_index.view import FleetView
 from muster_controller.ports import Baseline, Desired, Device
 from muster_shared.ids import DeviceId, ModelName, RolloutId
 

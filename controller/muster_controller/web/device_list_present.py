@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 from muster_controller.api.asking import words_of
 from muster_controller.api.schemas.labels import DeviceListing, LabelView
 from muster_controller.api.standing import FleetSums, Standing
-from muster_controller.fleet_view import parse_order
+from muster_controller.fleet_index.view import parse_order
 from muster_controller.web.charts import Segment, segments
 
 LIST = "/devices"

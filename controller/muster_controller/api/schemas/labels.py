@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field
 from muster_controller.api.schemas.base import Next, Said, Schema
 from muster_controller.api.standing import Standing
 from muster_controller.core.selector import TEXT_MAX
-from muster_controller.fleet_view import Sort
+from muster_controller.fleet_index.view import Sort
 
 _Word = Annotated[str, Field(max_length=128)]
 

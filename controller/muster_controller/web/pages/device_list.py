@@ -11,7 +11,7 @@ from muster_controller.api.labels import completions, label_view
 from muster_controller.api.services import Given
 from muster_controller.api.standing import Standing
 from muster_controller.api.views import device_view
-from muster_controller.fleet_view import parse_order
+from muster_controller.fleet_index.view import parse_order
 from muster_controller.web import device_list_present as present
 from muster_controller.web.frame import pages, render
 

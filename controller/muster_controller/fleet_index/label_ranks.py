@@ -11,8 +11,8 @@ from functools import cached_property
 from itertools import compress
 from typing import Final
 
-from muster_controller import bits
-from muster_controller.bits import Members
+from muster_controller.fleet_index import bits
+from muster_controller.fleet_index.bits import Members
 
 KEPT_MAX: Final = 1000
 """Labels kept; with more than these, nothing is."""

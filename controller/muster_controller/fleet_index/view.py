@@ -14,10 +14,10 @@ from itertools import compress, islice
 from operator import or_
 from typing import Final, NamedTuple
 
-from muster_controller import bits
-from muster_controller.bits import Members
 from muster_controller.core.selector import Operator, Requirement, Selector
-from muster_controller.label_ranks import LabelRanks
+from muster_controller.fleet_index import bits
+from muster_controller.fleet_index.bits import Members
+from muster_controller.fleet_index.label_ranks import LabelRanks
 from muster_controller.standing import FleetSums, Standing, VersionShare
 from muster_shared.errors import WireError
 from muster_shared.ids import DeviceId, ModelName

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from muster_controller.core.selector import Selector
 from muster_controller.db.snapshot import Committed
-from muster_controller.fleet_view import FleetView
+from muster_controller.fleet_index.view import FleetView
 from muster_shared.ids import DeviceId
 
 T = TypeVar("T")

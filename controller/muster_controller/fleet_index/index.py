@@ -14,9 +14,10 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
-from muster_controller import bits
-from muster_controller.bits import Members
-from muster_controller.fleet_view import (
+from muster_controller.fleet_index import bits
+from muster_controller.fleet_index.bits import Members
+from muster_controller.fleet_index.label_ranks import LabelRanks
+from muster_controller.fleet_index.view import (
     CLASS,
     DESIRED,
     ERROR,
@@ -31,7 +32,6 @@ from muster_controller.fleet_view import (
     Served,
 )
 from muster_controller.groups import device_class, labels_of
-from muster_controller.label_ranks import LabelRanks
 from muster_controller.ports import Desired, Device
 from muster_controller.standing import standing
 from muster_shared.ids import DeviceId
