@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from muster_controller.core.rollout.explain import Held
-from muster_controller.db.snapshot import Committed
 from muster_controller.identity.enrolment import Cut
 from muster_shared.ids import DeviceId
 
@@ -79,20 +78,6 @@ def all_holds(ordered: Mapping[DeviceId, Hold], revoked: Iterable[Hold]) -> dict
         if before is None or before.kind is not HoldKind.GONE:
             found[hold.device] = hold
     return found
-
-
-def without_held(fleet: Committed, holds: "Holds") -> Committed:
-    """Return the fleet without the devices that count for nothing; the same value where there are none."""
-    out = {device for device, hold in holds.all().items() if hold.is_out and device in fleet.devices}
-    if not out:
-        return fleet
-    return Committed(
-        {name: device for name, device in fleet.devices.items() if name not in out},
-        {name: desired for name, desired in fleet.desired.items() if name not in out},
-        fleet.baselines,
-        fleet.running,
-        tallies=fleet.tallies,
-    )
 
 
 class Holds:

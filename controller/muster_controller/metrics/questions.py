@@ -3,12 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, Protocol
 
 from muster_controller.core.metrics import estimates
 from muster_controller.core.metrics.figures import Figure
 from muster_controller.core.metrics.sums import MixedSum, of, pooled
-from muster_controller.db.metrics_store import MetricsStore
 from muster_shared.metrics import CONFIDENCE_BINS, DAY_S, HOUR_S, Kind
 
 SHOWN: Final = 12
@@ -49,6 +48,22 @@ class Answer:
 
     figures: Mapping[str, Figure]
     points: Sequence[tuple[float, Mapping[str, Figure]]]
+
+
+class Sums(Protocol):
+    """Where sums are kept: `db.metrics_store`, which only a controller needs."""
+
+    def mixed(
+        self,
+        model: str,
+        kind: Kind | None,
+        period_s: int | None,
+        since: float,
+        until: float,
+        version: str | None = None,
+        device_class: str | None = None,
+        region: str | None = None,
+    ) -> list[MixedSum]: ...
 
 
 Figures = Callable[[Sequence[MixedSum]], Mapping[str, Figure]]
@@ -94,7 +109,7 @@ def drift(found: Sequence[MixedSum]) -> Mapping[str, Figure]:
     return estimates.drift_shares(found)
 
 
-def answer(store: MetricsStore, asked: Asked, kind: Kind, figures: Figures) -> Answer:
+def answer(store: Sums, asked: Asked, kind: Kind, figures: Figures) -> Answer:
     """Answer `asked` of one kind. Raises TooMuchAsked, LedgerUnavailable."""
     found = store.mixed(
         asked.model,
@@ -115,7 +130,7 @@ def answer(store: MetricsStore, asked: Asked, kind: Kind, figures: Figures) -> A
     return Answer(total, [(at, {name: some[name] for name in shown if name in some}) for at, some in points])
 
 
-def sums(store: MetricsStore, asked: Asked, version: str) -> list[MixedSum]:
+def sums(store: Sums, asked: Asked, version: str) -> list[MixedSum]:
     """Return every kind of one release, of all steps that are asked about. Raises TooMuchAsked."""
     return store.mixed(
         asked.model,

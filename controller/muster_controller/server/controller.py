@@ -30,14 +30,13 @@ from muster_controller.config import ServerConfig
 from muster_controller.db.once_store import OnceStore
 from muster_controller.db.sample_store import SampleStore
 from muster_controller.db.view_store import ViewStore
-from muster_controller.holds import without_held
 from muster_controller.logs import configure_logs
 from muster_controller.operators.oidc import Oidc
 from muster_controller.operators.service import LINK_S
 from muster_controller.registry import durable
 from muster_controller.sampling import Sampler
 from muster_controller.server.broker import find_broker
-from muster_controller.server.fleet_side import FleetSide, client_id_of, open_fleet
+from muster_controller.server.fleet_side import FleetSide, client_id_of, open_fleet, without_held
 from muster_controller.server.http import page_certificate, page_file, serve_http
 from muster_controller.server.machine import listen, lock, page_url
 from muster_controller.server.opened import Opened, open_data

@@ -24,6 +24,7 @@ from muster_controller.db.errors import LedgerError
 from muster_controller.db.hold_store import HoldStore
 from muster_controller.db.metrics_store import MetricsStore
 from muster_controller.db.receiver_store import ReceiverStore
+from muster_controller.db.snapshot import Committed
 from muster_controller.export.reading import MetricsReading
 from muster_controller.fleet import Fleet
 from muster_controller.gateway.door import Door
@@ -205,6 +206,20 @@ def open_fleet(
     thread.start()
     stack.callback(thread.stop)
     return FleetSide(fleet, thread, wire, door, holds, hold_store, calls, device_samples, metrics, reading, reviews)
+
+
+def without_held(fleet: Committed, holds: Holds) -> Committed:
+    """Return the fleet without the devices that count for nothing; the same value where there are none."""
+    out = {device for device, hold in holds.all().items() if hold.is_out and device in fleet.devices}
+    if not out:
+        return fleet
+    return Committed(
+        {name: device for name, device in fleet.devices.items() if name not in out},
+        {name: desired for name, desired in fleet.desired.items() if name not in out},
+        fleet.baselines,
+        fleet.running,
+        tallies=fleet.tallies,
+    )
 
 
 def _quietly(close: Callable[[], None]) -> None:
