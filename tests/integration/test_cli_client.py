@@ -7,18 +7,24 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
-from harness.desk import MODEL, Desk, open_desk, until
+from harness.controller_process import bring_trust, provisioned, publish
+from harness.desk import MODEL, QUICK, Desk, Puppets, open_desk, until
+from harness.fleet_of_one import free_port
 from muster_controller.cli import client
 from muster_controller.cli.client import Api, ApiProblem, Where
 from muster_controller.cli.main import app
 from muster_controller.errors import ServerUnavailable
+from muster_controller.operators.local import read_local
+from muster_controller.whereabouts import read_running
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -182,3 +188,59 @@ def test_what_is_watched_is_said_again_when_something_changed(desk: Desk, tmp_pa
     assert found[0][0]["versions"] == ["1.0.0"]
     assert found[-1][0]["versions"] == ["1.0.0", "2.0.0"]
     assert code == 130
+
+
+@pytest.mark.broker
+def test_a_rollout_is_watched_on_when_the_controller_was_killed_and_came_back(tmp_path: Path) -> None:
+    ports = ("--port", str(free_port()), "--broker-port", str(free_port()))
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MUSTER_")}
+    environment = {**kept, "MUSTER_DATA": str(tmp_path / "data"), "XDG_CONFIG_HOME": str(tmp_path)}
+    out, said = tmp_path / "lines", tmp_path / "said"
+    with provisioned(tmp_path, arguments=ports) as process, closing(_Http(tmp_path)) as http:
+        running = process.start()
+        http.connect()
+        bring_trust(tmp_path, http.client)
+        publish(tmp_path, http.client, "1.0.0", 1)
+        with closing(Puppets(running.broker_url, ("dev-a",))):
+            until(lambda: len(http.get("/devices")["devices"]) == 1)
+        order = {"model": MODEL, "version": "1.0.0", "policy": {**QUICK, "waves": ["100%"], "deadline_s": 3600}}
+        rollout = http.client.post("/rollouts", json=order).raise_for_status().json()["id"]
+        command = [sys.executable, "-m", "muster_controller.cli.main", "rollout", "watch", rollout, "--json"]
+        with out.open("wb") as lines, said.open("wb") as errors:
+            watch = subprocess.Popen(command, stdout=lines, stderr=errors, env=environment)
+        try:
+            until(lambda: out.read_bytes().count(b"\n") >= 1)
+            process.kill()
+            until(lambda: b"connection lost" in said.read_bytes())
+            process.start()
+            http.connect()
+            http.client.post(f"/rollouts/{rollout}/abort", json={"reason": "enough"}).raise_for_status()
+            code = watch.wait(60.0)
+        finally:
+            watch.kill()
+            watch.wait(10.0)
+
+    states = [json.loads(line)["state"] for line in out.read_text().splitlines()]
+    assert (states[0], states[-1], code) == ("running", "aborted", 2)
+    assert said.read_text().count("connection lost") == 1
+
+
+class _Http:
+    """The API of a controller in its own process, which knows this machine by another token after each start."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.client = httpx.Client()
+
+    def connect(self) -> None:
+        self.client.close()
+        running = read_running(self.folder / "data")
+        assert running is not None
+        headers = {"Authorization": f"Bearer {read_local(self.folder / 'data')}"}
+        self.client = httpx.Client(base_url=f"{running.url}/api/v1", headers=headers, timeout=30.0, trust_env=False)
+
+    def get(self, path: str) -> dict[str, Any]:
+        return dict(self.client.get(path).raise_for_status().json())
+
+    def close(self) -> None:
+        self.client.close()

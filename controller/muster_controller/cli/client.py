@@ -238,6 +238,13 @@ def _problem(answer: httpx.Response, asked: str) -> ApiProblem:
     return ApiProblem(answer.status_code, kind, str(said.get("detail", f"{asked}: {answer.status_code}")))
 
 
+def is_away(error: MusterError, *, was_away: bool) -> bool:
+    """Return whether the controller may answer again. One that comes back has another token on this machine (401)."""
+    if isinstance(error, ApiProblem):
+        return error.status in AWAY or (was_away and error.status == 401)
+    return isinstance(error, ServerUnavailable)
+
+
 def _is_under_way(problem: ApiProblem) -> bool:
     """Whether the first try of an order is still being carried out."""
     return problem.status == 409 and "being carried out" in problem.detail
