@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from muster_agent.batch.errors import JobInvalid, RowsRefused
+from muster_agent.batch.file_identity import identity
 from muster_agent.batch.flat import Cells
 from muster_agent.batch.mapping import Chunk, Column
-from muster_agent.batch.sources import identity
 from muster_agent.engines.port import Array
 
 LOOK_ROWS = 1000

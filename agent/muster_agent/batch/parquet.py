@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from muster_agent.batch.errors import JobInvalid, RowsRefused
+from muster_agent.batch.file_identity import identity
 from muster_agent.batch.flat import text
 from muster_agent.batch.mapping import Chunk, Column
-from muster_agent.batch.sources import identity
 from muster_agent.engines.port import Array
 
 try:

@@ -7,7 +7,6 @@ All give the same: rows counted before anything is asked, columns with data type
 keeps one chunk in memory, whatever the size of the file.
 """
 
-import hashlib
 import os
 import struct
 import zipfile
@@ -18,6 +17,7 @@ from typing import IO, Protocol
 import numpy as np
 
 from muster_agent.batch.errors import JobInvalid
+from muster_agent.batch.file_identity import identity
 from muster_agent.batch.mapping import Chunk, Column
 from muster_agent.engines.port import Array
 
@@ -86,15 +86,6 @@ def open_source(path: Path, *, table: str = "", query: str = "") -> Source:
         f"{path}: nothing here reads {suffix or 'files without a suffix'}; give .npy, .npz, .csv, .tsv, .parquet, a"
         f" database ({', '.join(DATABASES)}) or a folder of images"
     )
-
-
-def identity(*paths: Path) -> str:
-    """Return a word for the content of files by their names, sizes and times of change."""
-    told = hashlib.sha256()
-    for path in paths:
-        at = path.stat()
-        told.update(f"{path.name}\0{at.st_size}\0{at.st_mtime_ns}\n".encode())
-    return told.hexdigest()[:32]
 
 
 class ArraySource:

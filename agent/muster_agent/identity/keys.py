@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from muster_agent.errors import KeyUnusable
 from muster_agent.identity.folder import IdentityFolder, write_new
 from muster_agent.identity.key_uri import parse_key
+from muster_agent.identity.public_key import spki_pem
 from muster_agent.io.durable import sync
 
 KEY_BYTES_MAX = 16 * 1024
@@ -77,13 +78,6 @@ class FileKey:
 
     def sign(self, data: bytes) -> bytes:
         return self._private.sign(data, ec.ECDSA(hashes.SHA256()))
-
-
-def spki_pem(public: ec.EllipticCurvePublicKey) -> str:
-    """Return a public key as PEM (SubjectPublicKeyInfo)."""
-    return public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode(
-        "ascii"
-    )
 
 
 def private_pem(private: ec.EllipticCurvePrivateKey) -> bytes:

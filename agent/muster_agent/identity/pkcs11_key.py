@@ -22,7 +22,7 @@ from pkcs11.util.ec import encode_ec_public_key, encode_named_curve_parameters
 
 from muster_agent.errors import KeyUnusable
 from muster_agent.identity.key_uri import Pkcs11Uri
-from muster_agent.identity.keys import spki_pem
+from muster_agent.identity.public_key import spki_pem
 
 PIN_BYTES_MAX = 256
 ID_BYTES = 8
