@@ -15,6 +15,7 @@ Members = int | tuple[int, ...]
 FEW: Final = 48
 """Up to so many stay a tuple. Bits that fall below half of it become one again."""
 
+_AS_DIGITS: Final = bytes(ord("1") if each else ord("0") for each in range(256))
 _AS_FLAGS: Final = bytes(1 if each == ord("1") else 0 for each in range(256))
 
 
@@ -51,6 +52,11 @@ def flags(found: int, length: int) -> bytes:
     """Return for each number below `length` a byte, 1 or 0."""
     raw = format(found, "b").encode()[::-1].translate(_AS_FLAGS)
     return raw[:length].ljust(length, b"\0")
+
+
+def where(answers: Iterable[bool]) -> int:
+    """Return the positions of the answers that are true."""
+    return int(b"0" + bytes(answers).translate(_AS_DIGITS)[::-1], 2)
 
 
 def numbers(found: int) -> list[int]:

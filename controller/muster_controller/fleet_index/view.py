@@ -171,11 +171,10 @@ class FleetView:
         if wanted.apart_from:
             found &= ~self._called(wanted.apart_from)
         if wanted.silent_since is not None:
-            limit = wanted.silent_since
-            found &= bits.of([slot for slot in bits.numbers(found) if self.seen[slot] < limit])
+            found &= bits.where(map(float(wanted.silent_since).__gt__, self.seen))
         if wanted.text:
             text = wanted.text
-            found &= bits.of([slot for slot in bits.numbers(found) if text in self.ids[slot]])
+            found &= bits.where([text in each for each in islice(self.ids, self.length)])
         return found
 
     def count(self, wanted: Filter) -> int:
