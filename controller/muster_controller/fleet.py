@@ -102,6 +102,7 @@ class Fleet:
         labels: Callable[[DeviceId], Mapping[str, str]] = lambda device: {},
         heard: Callable[[Device, Twin], None] = lambda before, twin: None,
         holds: FindHold = nobody,
+        gone: Callable[[], Iterable[DeviceId]] = tuple,
         answered: Callable[[Answer], None] = lambda answer: None,
     ) -> None:
         """
@@ -110,11 +111,13 @@ class Fleet:
             heard: is told of each new twin, with what was known before; the same again where a batch is taken again.
             answered: takes what devices say to calls, asked for or not.
             holds: which devices operators keep out of rollouts; `held` is to be called when that changes.
+            gone: those that were decommissioned: what is retained of them is taken off the broker at every connect.
         """
         self.id = fleet
         self._labels = labels
         self._heard = heard
         self._holds = holds
+        self._gone = gone
         self._answered = answered
         self.courier = Courier(registry, wire, clock)
         self._counters = Counters()
@@ -156,6 +159,8 @@ class Fleet:
             for desired in self._ledger.all_desired():
                 if desired.envelope:
                     self._engine.send(DeviceTopic(desired.device, Channel.ASSIGNMENT), desired.envelope, retain=True)
+            for device in sorted(self._gone()):
+                self._withdraw(device)
         session = ControllerSession(session=f"{self._session}-{self._connects}", sent_at=self._clock())
         self._engine.send(ControllerTopic(), encode(session), retain=True)
         self._engine.publish()
@@ -468,10 +473,12 @@ class Fleet:
             for device_id in sorted(devices):
                 device, hold = self._ledger.device(device_id), self._holds(device_id)
                 if device is None:
+                    if hold is not None and hold.kind is HoldKind.GONE:
+                        self._withdraw(device_id)  # Whoever forgot it may not have lived to say so.
                     continue
                 if hold is None:
                     self._let_go(device)
-                elif hold.kind is not HoldKind.GONE or device.seen_at <= hold.at:  # Else it is back.
+                elif hold.kind is not HoldKind.GONE or not _is_back(device, hold):
                     self._hold(device, hold)
         self._engine.publish()
 
@@ -489,7 +496,7 @@ class Fleet:
             if after is not rollout:
                 called_off.add(rollout.model)
             if hold.is_out:
-                self._engine.advance(after, DeviceLeft(device.id, hold.sentence, is_taken=hold.is_cut))
+                self._engine.advance(after, DeviceLeft(device.id, hold.sentence))
         desired = self._ledger.desired(device.id)
         for wanted in desired.models.values():
             self._mender.settled(wanted.rollout, device.id)
@@ -498,8 +505,8 @@ class Fleet:
                 self._save(device, replace(device, online=False))
             return
         if hold.kind is HoldKind.GONE:
-            self._engine.send(DeviceTopic(device.id, Channel.ASSIGNMENT), b"", retain=True)
             self._ledger.forget(device.id)
+            self._withdraw(device.id)
             return
         models = dict(desired.models)
         for name, wanted in desired.models.items():
@@ -510,6 +517,11 @@ class Fleet:
                 models[name] = replace(wanted, assignment=ModelAssignment(release=running), at=self._clock())
         if models != dict(desired.models):
             self._engine.issue([replace(desired, models=models)])
+
+    def _withdraw(self, device: DeviceId) -> None:
+        """Take the assignment of a device that was decommissioned off the broker, unless it has a new one."""
+        if not self._ledger.desired(device).envelope:
+            self._engine.send(DeviceTopic(device, Channel.ASSIGNMENT), b"", retain=True)
 
     def _let_go(self, device: Device) -> None:
         """Have rollouts, and what its group runs, see it again."""
@@ -655,6 +667,11 @@ class Fleet:
                 attempt=body.attempt,
             ),
         )
+
+
+def _is_back(device: Device, hold: Hold) -> bool:
+    """Return whether it speaks since it was decommissioned; what was on its way at that moment is no sign of it."""
+    return device.seen_at > hold.at and device.twin is not None and device.twin.sent_at > hold.at
 
 
 @contextmanager

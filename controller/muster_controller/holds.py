@@ -100,6 +100,10 @@ class Holds:
         """Return them by device; never changed."""
         return self._held
 
+    def gone(self) -> list[DeviceId]:
+        """Return who was decommissioned, and not released since."""
+        return [device for device, hold in self._held.items() if hold.kind is HoldKind.GONE]
+
     def refresh(self) -> frozenset[DeviceId]:
         """Read all of them, and return whose hold is another than when `took` was told. Raises LedgerUnavailable."""
         held = self._read()

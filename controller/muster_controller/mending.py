@@ -129,7 +129,7 @@ class Mender:
                 engine.note("device_follows_baseline", device.id, f"{moved}: its group is now {group}")
         if models != dict(desired.models):
             engine.issue([replace(desired, models=models)])
-        elif desired.counter:
+        elif desired.envelope:
             self._remind(engine, device, desired, now)
 
     def _differs(self, engine: Engine, baseline: Baseline, wanted: Wanted | None) -> bool:

@@ -92,7 +92,8 @@ class Ledger(Protocol):
     def save_device(self, device: Device) -> None: ...
 
     def forget(self, device: DeviceId) -> None:
-        """Keep nothing of it but its history: neither what it said, nor what it should run."""
+        """Keep nothing of it but its history and the counter of its assignments: neither what it said, nor what it
+        should run. Were the counter to begin anew, a device that is back could take a new assignment for an old one."""
         ...
 
     def desired(self, device: DeviceId) -> Desired: ...

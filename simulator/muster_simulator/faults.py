@@ -6,7 +6,9 @@ Rates are per virtual hour (and per device, where devices fail), chances are 0..
 from dataclasses import dataclass
 from typing import Literal
 
-FaultsName = Literal["all", "none"]
+FaultsName = Literal["all", "no-holds", "none"]
+"""`no-holds`: everything but operators that keep devices out of rollouts; a seed is then what it was before there were
+such."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,4 +98,4 @@ class Faults:
 
     @classmethod
     def named(cls, name: FaultsName) -> "Faults":
-        return cls.all() if name == "all" else cls.none()
+        return cls.none() if name == "none" else cls.all()  # Nobody holds devices here.

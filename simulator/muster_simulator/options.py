@@ -3,6 +3,9 @@
 import os
 from argparse import ArgumentParser, ArgumentTypeError, _MutuallyExclusiveGroup
 from collections.abc import Iterable
+from typing import get_args
+
+from muster_simulator.faults import FaultsName
 
 
 def add_options(parser: ArgumentParser, *, seeds: str, mutants: Iterable[str]) -> _MutuallyExclusiveGroup:
@@ -14,7 +17,7 @@ def add_options(parser: ArgumentParser, *, seeds: str, mutants: Iterable[str]) -
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--seeds", type=_range, default=_range(seeds), help="A range such as 0:20.")
     what.add_argument("--seed", type=int, help="One seed.")
-    parser.add_argument("--faults", choices=("all", "none"), default="all")
+    parser.add_argument("--faults", choices=get_args(FaultsName), default="all")
     parser.add_argument("--mutant", choices=sorted(mutants), help="Run a broken variant; exit 0 when it is caught.")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", action="store_true", help="Print the result as JSON.")

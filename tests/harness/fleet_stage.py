@@ -122,6 +122,7 @@ class Stage:
             session="s",
             labels=lambda device: self.granted.get(device, {}),
             holds=self.holds.get,
+            gone=lambda: [device for device, hold in self.holds.items() if hold.kind is HoldKind.GONE],
         )
 
     def hold(self, device: str, kind: HoldKind, reason: str = "look at it") -> None:

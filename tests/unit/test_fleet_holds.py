@@ -1,6 +1,7 @@
 """Pinned, quarantined and decommissioned devices: what rollouts do with them, and what a fleet forgets."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from muster_controller.core.rollout.explain import Why, who_waits
 from muster_controller.core.rollout.state import Member, Outcome, Rollout, RolloutState
 from muster_controller.db.ledger import SqlLedger
 from muster_controller.errors import Conflict
-from muster_controller.holds import HoldKind
+from muster_controller.holds import Hold, HoldKind
 from muster_shared.ids import DeviceId, EventId
 from muster_shared.messages import Event, OutcomeReported
 from muster_shared.topics import Channel, DeviceTopic
@@ -192,7 +193,7 @@ def test_a_decommissioned_device_is_forgotten_and_its_retained_assignment_taken_
     assert _member(stage, rollout, "dev-b").outcome is Outcome.LEFT
     stage.restart()
     assert [device.id for device in stage.ledger.devices()] == ["dev-a", "dev-c"]
-    assert stage.ledger.desired(DeviceId("dev-b")).counter == 0
+    assert not stage.ledger.desired(DeviceId("dev-b")).envelope
 
 
 def test_what_the_broker_still_keeps_of_a_decommissioned_device_does_not_bring_it_back(stage: Stage) -> None:
@@ -206,6 +207,63 @@ def test_what_the_broker_still_keeps_of_a_decommissioned_device_does_not_bring_i
     stage.hear("dev-b", Channel.TWIN, twin("dev-b", 1, release(1), boot="b2", sent_at=stage.now + 1))
     stage.fleet.held([DeviceId("dev-b")])
     assert stage.ledger.device(DeviceId("dev-b")) is not None
+
+
+def test_the_assignment_of_a_decommissioned_device_is_taken_off_a_broker_that_brought_it_back(stage: Stage) -> None:
+    stage.roll_out(2, ALL)
+    stage.hold("dev-b", HoldKind.GONE)
+    stage.restart()
+
+    stage.fleet.connected()
+
+    topic = DeviceTopic(DeviceId("dev-b"), Channel.ASSIGNMENT)
+    assert [payload for at, payload, retain in stage.said.messages if at == topic and retain] == [b""]
+
+
+def test_whoever_was_decommissioned_and_is_back_gets_higher_counters_than_before(stage: Stage) -> None:
+    stage.finish(2, "dev-a", "dev-b", "dev-c")
+    before = stage.ledger.desired(DeviceId("dev-b")).counter
+    stage.hold("dev-b", HoldKind.GONE)
+    stage.now += 60.0
+    again = twin("dev-b", 1, release(1), boot="b2", sent_at=stage.now, counter=before)
+    stage.hear("dev-b", Channel.PRESENCE, presence("dev-b", boot="b2", sent_at=stage.now))
+    stage.hear("dev-b", Channel.TWIN, again)
+
+    stage.let_go("dev-b")
+    stage.pass_(3600.0)
+
+    assert _wanted(stage, "dev-b") == 2
+    assert stage.ledger.desired(DeviceId("dev-b")).counter > before > 0
+
+
+def test_what_was_on_its_way_when_a_device_was_decommissioned_is_no_return(stage: Stage) -> None:
+    at = stage.now
+    stage.holds[DeviceId("dev-b")] = Hold(DeviceId("dev-b"), HoldKind.GONE, "anna", at)
+    stage.now += 0.2
+    device = stage.ledger.device(DeviceId("dev-b"))
+    assert device is not None
+    with stage.ledger.transaction():
+        stage.ledger.save_device(replace(device, seen_at=stage.now))
+
+    stage.fleet.held([DeviceId("dev-b")])
+
+    assert stage.ledger.device(DeviceId("dev-b")) is None
+
+
+def test_whoever_was_decommissioned_in_the_newest_rollout_and_is_back_gets_what_it_brought(stage: Stage) -> None:
+    rollout = stage.roll_out(2, ALL)
+    stage.hold("dev-b", HoldKind.GONE)
+    for name in ("dev-a", "dev-c"):
+        _did_well(stage, rollout, _member(stage, rollout, name))
+    stage.pass_(3600.0)
+    assert _now(stage, rollout).state is RolloutState.FINISHED
+
+    stage.hear("dev-b", Channel.PRESENCE, presence("dev-b", boot="b2", sent_at=stage.now))
+    stage.hear("dev-b", Channel.TWIN, twin("dev-b", 1, release(1), boot="b2", sent_at=stage.now))
+    stage.let_go("dev-b")
+    stage.pass_(3600.0)
+
+    assert _wanted(stage, "dev-b") == 2
 
 
 def test_a_revoked_device_is_offline_at_once_and_no_rollout_waits_for_it(stage: Stage) -> None:

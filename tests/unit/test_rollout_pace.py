@@ -125,3 +125,18 @@ def test_a_wave_goes_on_by_itself_where_the_rate_is_fast_and_the_clock_is_coarse
 
     assert story.rollout.state is RolloutState.FINISHED
     assert story.ticks < 400
+
+
+def test_who_was_to_be_held_back_and_left_before_it_was_told_is_never_told() -> None:
+    story = Story(40, policy(waves=(10,), controls_per_device=1, rate=Rate(per_minute=6.0), deadline_s=9000.0))
+    story.tick()
+    untold = sorted(device for (_, device), each in story.rollout.controls.items() if each.assigned_at is None)
+    assert untold
+
+    for device in untold:
+        story.leave(device)
+    for _ in range(30):
+        story.tick(10.0)
+
+    assert story.rollout.in_flight > 2
+    assert {assign.device for assign in story.assigned}.isdisjoint(untold)

@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 
 from muster_controller.api.authentication import Who, because, require
 from muster_controller.api.fleet import Limit
-from muster_controller.api.holding import apply_holds
+from muster_controller.api.holding import SETTLE_S, apply_holds
 from muster_controller.api.paging import Offset, paged
 from muster_controller.api.schemas.device_actions import (
     CallOrder,
@@ -85,6 +85,7 @@ async def decommission_device(given: Given, device_id: str, order: DeviceOrder) 
     device = given.device(DeviceId(device_id)).id
     with because(order.reason):
         revoked = await run_in_threadpool(_revoke, given, device)
+        await run_in_threadpool(given.identity.settled, SETTLE_S)  # Else what it says last would be taken for a return.
         hold = await run_in_threadpool(given.hold_store.hold, device, HoldKind.GONE)
         await apply_holds(given, device, "device_decommissioned", order.reason)
         await run_in_threadpool(given.calls.store.forget, device)

@@ -6,6 +6,9 @@ from muster_controller.api.services import Services
 from muster_controller.fleet import Fleet
 from muster_shared.ids import DeviceId
 
+SETTLE_S = 5.0
+"""So long an order waits until the broker has cut the connection."""
+
 
 async def apply_holds(given: Services, device: DeviceId, what: str, reason: str) -> None:
     """Read the holds again, have the fleet follow them, and write a line into the device's history.

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from muster_controller.api.authentication import Who, because, require
 from muster_controller.api.fleet import Limit
-from muster_controller.api.holding import apply_holds
+from muster_controller.api.holding import SETTLE_S, apply_holds
 from muster_controller.api.paging import Offset, paged
 from muster_controller.api.schemas.identity import (
     CaCertificateView,
@@ -37,8 +37,6 @@ from muster_controller.operators.errors import Forbidden
 from muster_controller.operators.roles import Permission, Principal, fits
 from muster_shared import ids
 from muster_shared.ids import DeviceId
-
-SETTLE_S = 5.0
 
 log = structlog.get_logger()
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from fastapi import APIRouter
 
 from muster_controller.api.authentication import because, require
-from muster_controller.api.identity import SETTLE_S
+from muster_controller.api.holding import SETTLE_S
 from muster_controller.api.schemas.mixers import (
     MixerAdmitted,
     MixerChanged,

@@ -183,7 +183,7 @@ class SqlLedger:
     def forget(self, device: DeviceId) -> None:
         draft = self._draft()
         draft.devices[device] = None
-        draft.desired[device] = None
+        draft.desired[device] = Desired(device, self.desired(device).counter)
 
     def desired(self, device: DeviceId) -> Desired:
         for draft in reversed(self._drafts):

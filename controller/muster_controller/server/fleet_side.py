@@ -147,6 +147,7 @@ def open_fleet(
         labels=(lambda device: {}) if config.open_lab else identity.labels,
         heard=heard,
         holds=holds,
+        gone=holds.gone,
         answered=calls.answered,
     )
 

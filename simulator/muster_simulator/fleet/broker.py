@@ -118,7 +118,11 @@ class Broker:
             station.take(DeviceTopic(device, Channel.TWIN), payload)
 
     def assign(self, device: DeviceId, envelope: bytes) -> None:
-        self.retained.assignment[device] = envelope
+        """Retain an assignment and deliver it; an empty one takes what is retained away."""
+        if envelope:
+            self.retained.assignment[device] = envelope
+        else:
+            self.retained.assignment.pop(device, None)
         line = self.lines.get(device)
         if line is not None and line.connection:
             self._put(line, line.connection, Channel.ASSIGNMENT, device, envelope)

@@ -10,10 +10,12 @@ from typing import TypeVar
 
 from muster_controller.db.errors import LedgerMoved
 from muster_controller.fleet import Fleet
+from muster_controller.holds import Holds
 from muster_controller.ports import Ledger
 from muster_shared.topics import Channel, ControllerTopic, DeviceTopic, Topic
 from muster_simulator.clock import SkewedClock, Timeline
 from muster_simulator.fleet.broker import Broker
+from muster_simulator.fleet.holds import HoldDesk
 from muster_simulator.fleet.ledger import FleetLedger
 from muster_simulator.fleet.registry import FleetRegistry
 from muster_simulator.fleet.watch import Watcher
@@ -23,6 +25,8 @@ from muster_simulator.stage import FLEET
 
 T = TypeVar("T")
 CONNECT_S = 2.0
+HOLDS_S = 5.0
+"""How often a controller looks for holds that another one was told of."""
 
 
 class Process:
@@ -32,10 +36,14 @@ class Process:
         self.number = number
         self.is_up = True
         self.is_connected = False
+        self.said_at = float("inf")
+        """When it said everything again, because it was connected."""
         self.is_stopped = False
         """It does nothing for now; whoever started it does not know."""
         self.fuse = Fuse()
         self.ledger = ledger
+        self.holds = Holds(hall.desk.all)
+        self.holds.refresh()
         self.fleet = Fleet(
             FLEET,
             ledger=_burning(ledger, self.fuse),
@@ -44,6 +52,8 @@ class Process:
             clock=hall.clock,
             random=Random(f"{hall.seed}/process/{number}"),
             session=f"session{number}",
+            holds=self.holds,
+            gone=self.holds.gone,
         )
         self._hall = hall
         self._tick_at: float | None = None
@@ -53,6 +63,7 @@ class Process:
         if not self.is_up or self.is_stopped or self.is_connected or not self._hall.broker.is_up:
             return
         self.is_connected = True
+        self.said_at = self._hall.timeline.now
         self.run(Fleet.connected)
         if self.is_connected:
             self._hall.broker.enter(self)
@@ -99,11 +110,30 @@ class Process:
 
     def wake(self) -> None:
         self.is_stopped = False
+        self._hall.muddled_at = self._hall.timeline.now
         if self.is_connected:
             self.run(Fleet.connected)
         else:
             self.connect()
         self.run(Fleet.tick)
+        self.follow_holds()
+
+    def follow_holds(self) -> None:
+        """Do what follows from holds that were set or lifted since it looked last."""
+        if not self.is_up or self.is_stopped:
+            return
+        changed = self.holds.refresh()
+        if not changed:
+            return
+        self._hall.watch.reads(changed)
+
+        def follow(fleet: Fleet) -> None:
+            fleet.held(changed)
+            self.holds.took(changed)
+
+        self.run(follow)
+        if self.is_up:
+            self._hall.watch.followed(changed)
 
     def tick(self) -> None:
         self._tick_at = None
@@ -144,6 +174,7 @@ class Hall:
         broker: Broker,
         registry: FleetRegistry,
         ledger: FleetLedger,
+        desk: HoldDesk,
         watch: Watcher,
         history: History,
         random: Random,
@@ -154,6 +185,7 @@ class Hall:
         self.broker = broker
         self.registry = registry
         self.ledger = ledger
+        self.desk = desk
         self.watch = watch
         self.history = history
         self.random = random
@@ -162,6 +194,8 @@ class Hall:
         self.processes: list[Process] = []
         self.refused = 0
         """Transactions of controllers that took the past for the present."""
+        self.muddled_at = float("-inf")
+        """When one that was stopped went on, and said what was true before."""
         self.off_s_max = 1800.0
         self._started = 0
 
@@ -177,7 +211,29 @@ class Hall:
         self.watch.unsteady()
         self.timeline.after(CONNECT_S, process.connect)
         process.tick()
+        if self.desk.all():
+            self.timeline.after(HOLDS_S, process.follow_holds)
         return process
+
+    @property
+    def is_there(self) -> bool:
+        """Whether any of them takes orders."""
+        return self.leader is not None
+
+    @property
+    def is_said(self) -> bool:
+        """Whether the broker has been told everything that is retained, since it or a controller forgot any of it."""
+        leader = self.leader
+        return leader is not None and leader.is_connected and leader.said_at > self.muddled_at
+
+    def follow_holds(self) -> None:
+        """Have the controllers read the holds again: the leading one at once, any other in a while."""
+        leader = self.leader
+        for process in list(self.processes):
+            if process is leader:
+                process.follow_holds()
+            else:
+                self.timeline.after(HOLDS_S, process.follow_holds)
 
     def run(self, act: Callable[[Fleet], T]) -> T | None:
         """Let whoever leads do something; None when nobody does."""
@@ -239,7 +295,8 @@ class _Wire:
             return
         match topic:
             case DeviceTopic(device, Channel.ASSIGNMENT):
-                self._watch.published(device, payload)
+                if payload:
+                    self._watch.published(device, payload)
                 self._broker.assign(device, payload)
             case DeviceTopic(device, Channel.ACK):
                 self._broker.acknowledge(device, payload)

@@ -108,6 +108,8 @@ class FleetDevice:
         """For good."""
         self.is_cut_off = False
         """It has no line, whatever it does."""
+        self.has_identity = True
+        """Without one no broker lets it in."""
         self.connection = 0
         self.connections = 0
         self.boots = 0
@@ -213,6 +215,8 @@ class FleetDevice:
     def connect(self) -> None:
         if not self.is_up or self.connection or self.is_cut_off or not self._ground.broker.is_up:
             return
+        if not self.has_identity:
+            return
         self.connections += 1
         self.connection = self.connections
         self._announce()
@@ -227,6 +231,17 @@ class FleetDevice:
         broker.broken(self, self.boot_word, at_once=self._ground.random.random() < 0.5)
         if self.is_up and not self.is_cut_off and broker.is_up:
             self._now.after(self._ground.random.uniform(1.0, 120.0), self.connect)
+
+    def lose_identity(self) -> None:
+        """Its certificate is revoked: the broker closes its line, and its will is lost with its rights."""
+        self.has_identity = False
+        self.connection = 0
+
+    def enrol(self) -> None:
+        """Get another identity, by a clock that is right: no certificate is valid by another."""
+        self.has_identity = True
+        self.set_clock(0.0)
+        self.connect()
 
     def take_assignment(self, envelope: bytes) -> None:
         if envelope == self._raw:

@@ -18,20 +18,23 @@ from muster_controller import mending
 from muster_controller.core.gate.evidence import Evidence
 from muster_controller.core.gate.strata import VerdictKind
 from muster_controller.core.policy import Policy
-from muster_controller.core.rollout import machine, pace, recall, state
+from muster_controller.core.rollout import machine, pace, recall, reports, state
 from muster_controller.core.rollout.draft import Draft
-from muster_controller.core.rollout.events import DeviceFacts
+from muster_controller.core.rollout.events import Assign, DeviceFacts
 from muster_controller.core.rollout.pace import Pace
-from muster_controller.core.rollout.state import Control, Member, Rollout, is_in_flight
+from muster_controller.core.rollout.state import Control, Member, Outcome, Rollout, is_in_flight
 from muster_controller.core.rollout.telling import watch
+from muster_controller.engine import Engine
 from muster_controller.fleet import Fleet
 from muster_controller.groups import facts_of
+from muster_controller.holds import Hold, nobody
 from muster_controller.mending import Mender
 from muster_controller.ports import Device
 from muster_shared.assignment import MaintenanceWindow
 from muster_shared.bundle import Slo
-from muster_shared.ids import DeviceId, ModelName
+from muster_shared.ids import DeviceId, ModelName, RolloutId
 from muster_shared.messages import ReleaseRef, WindowReport
+from muster_shared.topics import Topic
 from muster_simulator import mutants as whole
 from muster_simulator.fleet.ledger import StaleLedger
 from muster_simulator.mutants import Mutant
@@ -142,6 +145,51 @@ def _never_end(draft: Draft) -> None:
     return None
 
 
+def _facts_without_holds(device: Device, model: ModelName, held: str = "") -> DeviceFacts:
+    return facts_of(device, model)
+
+
+def _assign_to_anybody(self: Engine, effects: Sequence[Assign], rollout: RolloutId) -> None:
+    holds, self.holds = self.holds, nobody
+    _assign(self, effects, rollout)
+    self.holds = holds
+
+
+_assign = Engine.assign
+
+
+def _mend_the_held(self: Mender, engine: Engine, device: Device, running: Sequence[Rollout], now: float) -> None:
+    holds, engine.holds = engine.holds, nobody
+    _mend(self, engine, device, running, now)
+    engine.holds = holds
+
+
+_mend = Mender._mend
+
+
+def _held_counts_as_bad(draft: Draft, device: DeviceId) -> None:
+    member = draft.member(device)
+    if member is not None and is_in_flight(member):
+        reports.settle(draft, replace(member, outcome=Outcome.BAD, reason="held"))
+    else:
+        _held(draft, device)
+
+
+_held = reports.held
+
+
+def _held_goes_on(draft: Draft, device: DeviceId) -> None:
+    return None
+
+
+def _keep_what_is_retained(self: Engine, topic: Topic, payload: bytes, *, retain: bool) -> None:
+    if payload:
+        _send(self, topic, payload, retain=retain)
+
+
+_send = Engine.send
+
+
 def _mutants() -> Iterator[Mutant]:
     for name in (
         "accept_old_counter",
@@ -221,6 +269,36 @@ def _mutants() -> Iterator[Mutant]:
         "wake_at_once",
         "a device in probation asks to be woken at this very moment",
         ((update, "wake_in_probation", _wake_at_once),),
+    )
+    yield Mutant(
+        "tell_the_held",
+        "rollouts take devices that operators hold, as if there were no holds",
+        ((engines, "facts_of", _facts_without_holds), (Engine, "assign", _assign_to_anybody)),
+    )
+    yield Mutant(
+        "mend_the_held",
+        "whoever is held is brought to what its group runs",
+        ((Mender, "_mend", _mend_the_held),),
+    )
+    yield Mutant(
+        "count_the_held",
+        "a device that is held while an update is under way counts as one that failed",
+        ((reports, "held", _held_counts_as_bad),),
+    )
+    yield Mutant(
+        "await_the_held",
+        "a hold calls off nothing of what is under way",
+        ((reports, "held", _held_goes_on),),
+    )
+    yield Mutant(
+        "keep_the_quarantined",
+        "whoever is quarantined stays a member of rollouts",
+        ((Hold, "is_out", False),),
+    )
+    yield Mutant(
+        "keep_what_is_retained",
+        "the assignment of a decommissioned device stays on the broker",
+        ((Engine, "send", _keep_what_is_retained),),
     )
     yield Mutant(
         "forget_a_class",

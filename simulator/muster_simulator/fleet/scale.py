@@ -4,7 +4,7 @@ What hits one device has a rate per virtual day and device; what hits many at on
 is; chances are 0..1 for each occasion.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from muster_simulator.faults import FaultsName
 
@@ -80,6 +80,11 @@ class FleetFaults:
 
     # People.
     meddles: float = 0.0
+    holds: float = 0.0
+    """Operators pin, quarantine, decommission or revoke a device, and lift it again after minutes or days: so often for
+    each device, ..."""
+    holds_besides: float = 0.0
+    """... and so often besides: a few devices would hardly ever be held."""
 
     @classmethod
     def none(cls) -> "FleetFaults":
@@ -110,8 +115,16 @@ class FleetFaults:
             controllers_twice=2.0,
             controllers_stale=2.0,
             meddles=16.0,
+            holds=0.003,
+            holds_besides=30.0,
         )
 
     @classmethod
     def named(cls, name: FaultsName) -> "FleetFaults":
-        return cls.all() if name == "all" else cls.none()
+        match name:
+            case "all":
+                return cls.all()
+            case "no-holds":
+                return replace(cls.all(), holds=0.0, holds_besides=0.0)
+            case "none":
+                return cls.none()

@@ -1,10 +1,11 @@
 """Where the fleet world tells its promises what happens. What a promise does not override costs nothing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from muster_agent.core.state import DeviceState
 from muster_controller.core.rollout.events import Changes, Order
 from muster_controller.core.rollout.state import Rollout
+from muster_controller.holds import Hold
 from muster_controller.ports import Desired
 from muster_shared.ids import DeviceId, Sha256
 from muster_shared.messages import EventBody
@@ -39,6 +40,15 @@ class Watcher:
     def ordered(self, rollout: Rollout, order: Order, actor: str) -> None:
         """An operator gave an order and it was obeyed; `rollout` as it was before."""
 
+    def held(self, device: DeviceId, hold: Hold | None) -> None:
+        """An operator ordered that a device is held, or (None) is not any more; no controller knows yet."""
+
+    def reads(self, devices: Collection[DeviceId]) -> None:
+        """A controller has read of the holds of these, set or lifted, and begins to do what follows."""
+
+    def followed(self, devices: Collection[DeviceId]) -> None:
+        """A controller did what follows from the holds of these, set or lifted."""
+
     def unsteady(self) -> None:
         """The clock of a controller was set, or another process took over: what is counted by time begins anew."""
 
@@ -61,6 +71,9 @@ class Watchers(Watcher):
         "transacted",
         "published",
         "ordered",
+        "held",
+        "reads",
+        "followed",
         "unsteady",
         "looked",
         "ended",
@@ -107,6 +120,18 @@ class Watchers(Watcher):
     def ordered(self, rollout: Rollout, order: Order, actor: str) -> None:
         for call in self._calls["ordered"]:
             call(rollout, order, actor)
+
+    def held(self, device: DeviceId, hold: Hold | None) -> None:
+        for call in self._calls["held"]:
+            call(device, hold)
+
+    def reads(self, devices: Collection[DeviceId]) -> None:
+        for call in self._calls["reads"]:
+            call(devices)
+
+    def followed(self, devices: Collection[DeviceId]) -> None:
+        for call in self._calls["followed"]:
+            call(devices)
 
     def unsteady(self) -> None:
         for call in self._calls["unsteady"]:

@@ -1,6 +1,7 @@
 """One fleet world: devices, a broker, controllers, people, chaos, and a seed that decides everything.
 
-    chaos (faults, rollouts) ─▶ calm: it must settle ─▶ one good release of each model must reach everyone
+    chaos (faults, rollouts) ─▶ calm: it must settle ─▶ one good release of each model must reach everyone, whoever is
+                             still held by an operator after that one is let go
                              ─▶ peace, until the days are over: nothing may change any more ─▶ end
 
 Virtual time jumps from one thing that happens to the next. Nothing in it reads a real clock but `Ran.seconds`.
@@ -20,6 +21,7 @@ from muster_simulator.fleet.broker import Broker
 from muster_simulator.fleet.chaos import Chaos
 from muster_simulator.fleet.controllers import Hall
 from muster_simulator.fleet.device import FleetDevice, Ground
+from muster_simulator.fleet.holds import HoldDesk, Wardens
 from muster_simulator.fleet.ledger import FleetLedger
 from muster_simulator.fleet.people import People
 from muster_simulator.fleet.promises import (
@@ -95,12 +97,14 @@ class FleetWorld:
         self.broker = Broker(self.timeline, stage.random("broker"))
         self.registry = FleetRegistry(stage)
         self.ledger = FleetLedger(self.watch)
+        self.desk = HoldDesk(self.watch)
         self.hall = Hall(
             seed,
             self.timeline,
             self.broker,
             self.registry,
             self.ledger,
+            self.desk,
             self.watch,
             self.history,
             stage.random("controllers"),
@@ -124,6 +128,16 @@ class FleetWorld:
         self.people = People(
             self.timeline, self.hall, self.watch, self.history, stage.random("people"), scale, self.models
         )
+        self.wardens = Wardens(
+            self.timeline,
+            self.hall,
+            self.desk,
+            self.devices,
+            self.history,
+            stage.random("wardens"),
+            scale,
+            faults,
+        )
         self.chaos = Chaos(
             self.timeline,
             self.broker,
@@ -144,6 +158,7 @@ class FleetWorld:
             self.hall.clock,
             lambda: self.timeline.now,
             fleets=lambda: len(self.hall.processes),
+            retained=lambda device: self.hall.is_said and device in self.broker.retained.assignment,
         )
         for promise in PROMISES:
             self.watch.join(promise(self.scene))
@@ -187,18 +202,25 @@ class FleetWorld:
             self.timeline.after(self._boots.uniform(0.0, self.scale.chaos_s if late else 300.0), device.boot)
         self.people.begin()
         self.chaos.begin()
+        self.wardens.begin()
         self.timeline.after(TWIN_EVERY_S, self._look)
         self._pass(self.scale.chaos_s)
 
         self.history.add("world", "faults_stop")
         self.people.creates = False
         self.chaos.end()
+        self.wardens.end()
         self._settle([])
 
         self.history.add("world", "settled")
         self.ground.is_peaceful = True
         final = [self._roll_out_to_all(model) for model in self.models]
         self._settle(final)
+        if not self.wardens.is_idle:
+            self.history.add("world", "lets_go")
+            self.wardens.lift_all()
+            self._until_nobody_is_held()
+            self._settle(final)
 
         self.history.add("world", "rests")
         self._pass(self.scale.days * DAY_S - self.timeline.elapsed_s)
@@ -214,7 +236,8 @@ class FleetWorld:
         for device in self.devices.values():
             if device.connection:
                 row = self.ledger.device(device.id)
-                if row is not None and not row.online:
+                is_unknown = row is None and device.id in self.wardens.held_ever
+                if is_unknown or (row is not None and not row.online):
                     device.tell_again()
         self.watch.looked()
 
@@ -230,6 +253,13 @@ class FleetWorld:
                 raise InvariantBroken(NeverSpins.name, f"{most} things at {timeline.elapsed_s:.3f} s")
             if not deliver() and not timeline.step(until):
                 return
+
+    def _until_nobody_is_held(self) -> None:
+        until = self.timeline.now + SETTLE_S
+        while not self.wardens.is_idle:
+            if self.timeline.now >= until:
+                raise InvariantBroken(Converges.name, f"{len(self.desk.all())} devices are held still")
+            self._pass(LOOK_S)
 
     def _settle(self, final: list[RolloutId]) -> None:
         """Wait until nothing is under way; it must not take long."""
@@ -268,7 +298,7 @@ class FleetWorld:
         behind = (
             f"{device.id}: {problem}"
             for device in self.devices.values()
-            if not device.is_dead
+            if not device.is_dead and device.has_identity
             for problem in self._behind(device, bool(final))
         )
         return list(islice(behind, STATED_MAX))
@@ -280,6 +310,8 @@ class FleetWorld:
         found: list[str] = []
         if device.outbox:
             found.append(f"{len(device.outbox)} events wait")
+        if device.id in self.desk.ordered or device.id in self.desk.revoked:
+            return found  # What it may be told `HeldStay` says, and it is let go later.
         if device.state.counter != desired.counter:
             found.append(f"it is at counter {device.state.counter}, not {desired.counter}")
         if row is None or not row.online:
@@ -313,7 +345,7 @@ class FleetWorld:
         if newest is None or newest.state is not RolloutState.FINISHED or self.people.selectors.get(newest.id):
             return None
         member = newest.members.get(device.id)
-        if member is not None and member.outcome is Outcome.LEFT:
+        if member is not None and member.outcome is Outcome.LEFT and device.id not in self.wardens.held_ever:
             return None
         if member is None and newest.policy.late_joiners == "never":
             return None

@@ -101,7 +101,7 @@ class MemoryLedger(Ledger):
     def forget(self, device: DeviceId) -> None:
         self._check()
         self._devices.take(device)
-        self._desired.take(device)
+        self._desired.put(device, Desired(device, self.desired(device).counter))
 
     def desired(self, device: DeviceId) -> Desired:
         return self._desired.rows.get(device) or Desired(device)
@@ -188,6 +188,11 @@ class MemoryLedger(Ledger):
 
 def _differing(before: Rollout, after: Rollout, changes: Changes) -> Changes:
     """Return the rows that differ and that `changes` does not name."""
-    members = (key for key, each in after.members.items() if before.members.get(key) is not each)
-    controls = (key for key, each in after.controls.items() if before.controls.get(key) is not each)
+    members = (key for key, each in after.members.items() if _differs(before.members.get(key), each))
+    controls = (key for key, each in after.controls.items() if _differs(before.controls.get(key), each))
     return Changes(frozenset(members) - changes.members, frozenset(controls) - changes.controls)
+
+
+def _differs(before: object, after: object) -> bool:
+    """Return whether a row is another: mostly it is the very same."""
+    return before is not after and before != after

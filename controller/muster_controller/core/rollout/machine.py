@@ -376,6 +376,8 @@ def _start_wave(draft: Draft, fleet: Mapping[DeviceId, DeviceFacts], online: lis
     sizes = rollout.waves
     if rollout.policy.ramp is not None and not rollout.at_once:
         sizes = (*sizes[:wave], len(chosen))
+    # A first wave that begins again, because nobody of it was left, saves up no second time.
+    is_first = rollout.wave_began_at is None
     # Whoever approved the end did not know of this wave: its devices were offline, or it lay ahead.
     still = tuple(each for each in rollout.approvals if each.before != "finish")
     draft.set(
@@ -385,8 +387,8 @@ def _start_wave(draft: Draft, fleet: Mapping[DeviceId, DeviceFacts], online: lis
         wave_passed_at=None,
         reason="" if still == rollout.approvals else f"wave {wave + 1} began after the end was approved: it asks again",
         queue=tuple(member.device for member in chosen),
-        paced_at=draft.now if wave == 0 else rollout.paced_at,
-        credit=1.0 if wave == 0 else rollout.credit,
+        paced_at=draft.now if is_first else rollout.paced_at,
+        credit=1.0 if is_first else rollout.credit,
         approvals=still,
     )
     if rollout.at_once and wave == 0:

@@ -164,7 +164,10 @@ def runs_it(draft: Draft, member: Member, facts: DeviceFacts) -> None:
 
 
 def left(draft: Draft, device: DeviceId, why: str, is_taken: bool) -> None:
-    """A device that was told counts on, whatever group it is in now; unless another rollout tells it what to run."""
+    """A device that was told counts on, whatever group it is in now; unless another rollout tells it what to run.
+
+    One that was to be held back beside another, and was not told so yet, is not: a rollout tells nobody who has left.
+    """
     if draft.rollout.state in ENDED:
         return
     member = draft.member(device)
@@ -179,9 +182,9 @@ def left(draft: Draft, device: DeviceId, why: str, is_taken: bool) -> None:
         draft.wake(draft.now)
     elif member is not None and is_taken and member.outcome is not Outcome.LEFT:
         draft.put(replace(member, second=Outcome.LEFT))
-    for wave in sorted(draft.open) if is_taken else ():
+    for wave in sorted(draft.open):
         control = draft.control((wave, device))
-        if control is not None and control.outcome is Outcome.PENDING:
+        if control is not None and control.outcome is Outcome.PENDING and (is_taken or control.assigned_at is None):
             draft.drop_control(control)
             draft.wake(draft.now)
 

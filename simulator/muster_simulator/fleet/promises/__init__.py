@@ -24,6 +24,7 @@ from muster_simulator.fleet.promises.ending import (
     SilenceCounts,
 )
 from muster_simulator.fleet.promises.evidence import AnyoneCanRecompute, CountsAreTrue
+from muster_simulator.fleet.promises.holds import CutOff, HeldCountForNothing, HeldStay, NobodyAwaitsHeld
 from muster_simulator.fleet.promises.scene import Promise, Scene
 from muster_simulator.fleet.promises.telling import OnlyThoseOfTheWave, WindowsAreKept
 from muster_simulator.fleet.promises.waves import HarmIsStopped, NoPromotionOnSilence, PaceIsKept, WavesInTurn
@@ -52,6 +53,10 @@ PROMISES: tuple[type[Promise], ...] = (
     NeverSpins,
     NothingEscapes,
     SilenceCounts,
+    HeldStay,
+    HeldCountForNothing,
+    NobodyAwaitsHeld,
+    CutOff,
 )
 _LISTED: tuple[type[Invariant] | type[Promise], ...] = (*INVARIANTS, *PROMISES)
 ALL: Mapping[str, str] = {each.name: " ".join((each.__doc__ or "").split()) for each in _LISTED}

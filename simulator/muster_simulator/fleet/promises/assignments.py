@@ -16,8 +16,9 @@ from muster_simulator.fleet.promises.scene import Promise, Scene, has_say, home_
 class CountersRise(Promise):
     """A device's assignment counter rises by one at a time and never falls, each counter is said once, nothing is said
     before it is in the ledger, and a device obeys only what was said to it. So a controller that takes the past for the
-    present has no effect. (No world brings back a backup, raises a counter with a stolen key or changes the assignment
-    key: there counters jump and may fall, by rules that the unit tests of both sides hold.)"""
+    present has no effect, and what a device was told before it was decommissioned counts when it is back.
+    (No world brings back a backup, raises a counter with a stolen key or changes the assignment key: there counters
+    jump and may fall, by rules that the unit tests of both sides hold.)"""
 
     name = "F1-counters-rise"
 
@@ -107,7 +108,7 @@ class NeverFight(Promise):
         said, self._said = self._said, []
         for device, name, wanted in said:
             others = self.scene.owners[name][device] - {wanted.rollout}
-            if others:
+            if others and device not in self.scene.holds:
                 raise self.broken(
                     f"{wanted.rollout} tells {device} to run {name} {wanted.assignment.release.version},"
                     f" but {' and '.join(sorted(others))} has it"
@@ -121,8 +122,8 @@ class NothingAfterAbort(Promise):
 
     def desired(self, before: Desired, after: Desired) -> None:
         for name, wanted in after.models.items():
-            if before.models.get(name) == wanted:
-                continue
+            if before.models.get(name) == wanted or after.device in self.scene.holds:
+                continue  # Who is held is told to stay on what it runs.
             rollout = self.scene.ledger.rollout(wanted.rollout)
             if rollout is None:
                 raise self.broken(f"{after.device} is told by {wanted.rollout}, which nobody knows")
@@ -136,7 +137,7 @@ class NothingAfterAbort(Promise):
 
 class TouchedComeHome(Promise):
     """Before a rollout that is called back has ended, it has told every device that it touched, in flight or not (with
-    `stop`: in flight), what it ran before, unless a newer decision has the device."""
+    `stop`: in flight), what it ran before, unless a newer decision has the device, or an operator holds it."""
 
     name = "F5-touched-come-home"
 
@@ -154,6 +155,7 @@ class TouchedComeHome(Promise):
                 device
                 for device, member in after.members.items()
                 if member.assigned_at is not None
+                and device not in self.scene.holds
                 and (member.outcome is Outcome.PENDING or not only_in_flight)
                 and (before.state is RolloutState.FINISHED or after.policy.on_abort != "freeze")
             )
@@ -165,6 +167,8 @@ class TouchedComeHome(Promise):
         for rollout in ended:
             for device in sorted(self._called.pop(rollout.id, frozenset())):
                 home, wanted = home_of(rollout, device), self.scene.ledger.desired(device).models.get(rollout.model)
+                if device in self.scene.holds:
+                    continue
                 if home is None or wanted is None or not has_say(rollout.members[device]):
                     continue
                 if wanted.rollout == rollout.id and wanted.assignment.release not in (home, rollout.previous):
@@ -187,6 +191,8 @@ class GoingBackIsFree(Promise):
     def committed(
         self, device: DeviceId, before: DeviceState, after: DeviceState, bodies: Sequence[EventBody], first: int
     ) -> None:
+        for name in before.models.keys() - after.models.keys():
+            self._ran_before.pop((device, name), None)
         for name, model in after.models.items():
             was = before.models.get(name)
             if was is None or was.slots is model.slots or was.slots.active in (None, model.slots.active):

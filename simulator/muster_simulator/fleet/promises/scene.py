@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from muster_controller.core.rollout.events import Changes
 from muster_controller.core.rollout.state import Member, Outcome, Rollout
+from muster_controller.holds import Hold, HoldKind
 from muster_controller.ports import Ledger
 from muster_shared.ids import DeviceId, ModelName, RolloutId, Sha256
 from muster_shared.messages import ReleaseRef
@@ -16,6 +17,29 @@ from muster_simulator.invariants import InvariantBroken
 
 LATE_WAVE = 1_000_000
 """The wave of a device that gets a release after its rollout has finished: part of the protocol."""
+
+
+@dataclass
+class Kept:
+    """What is known of a device that is held."""
+
+    hold: Hold
+    since: float
+    """True time, as all of these."""
+    is_read: bool = False
+    """A controller knows."""
+    followed_at: float | None = None
+    """When a controller did what follows."""
+    runs: dict[ModelName, Sha256] = field(default_factory=dict)
+    """What it ran then, as far as the controller knew."""
+
+    @property
+    def is_out(self) -> bool:
+        """Whether it is no member of rollouts at all."""
+        return self.hold.kind is not HoldKind.PINNED
+
+    def is_followed_for(self, seconds: float, now: float) -> bool:
+        return self.followed_at is not None and now >= self.followed_at + seconds
 
 
 @dataclass
@@ -39,6 +63,10 @@ class Scene:
     """Which device said that the files of which release are damaged; kept by `Converges`."""
     fleets: Callable[[], int] = lambda: 1
     """How many controllers believe to lead."""
+    holds: dict[DeviceId, Kept] = field(default_factory=dict)
+    """Whom operators hold, from their order on; kept by `HeldStay`."""
+    retained: Callable[[DeviceId], bool] = lambda device: False
+    """Whether the broker keeps an assignment of a device."""
 
 
 class Promise(Watcher):

@@ -35,8 +35,8 @@ class OnlyThoseOfTheWave(Promise):
 
     def desired(self, before: Desired, after: Desired) -> None:
         for name, wanted in after.models.items():
-            if before.models.get(name) == wanted:
-                continue
+            if before.models.get(name) == wanted or after.device in self.scene.holds:
+                continue  # Who is held is told to stay on what it runs.
             rollout, watch = self.scene.ledger.rollout(wanted.rollout), wanted.assignment.watch
             if (
                 rollout is None

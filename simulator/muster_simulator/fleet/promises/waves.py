@@ -81,21 +81,22 @@ class WavesInTurn(Promise):
         if before is None or after.at_once:
             return
         finished = after.state is RolloutState.FINISHED and before.state is not RolloutState.FINISHED
-        if after.wave == before.wave and not finished:
-            return
-        if before.wave >= 0:
+        if after.wave <= before.wave and not finished:
+            return  # Of a wave of which nobody is left nothing is said: it begins again.
+        passed = min(before.wave, after.wave) if finished else before.wave
+        if passed >= 0:
             promoted = {each.wave for each in after.verdicts if each.kind is VerdictKind.PROMOTE}
-            if before.wave not in promoted:
-                raise self.broken(f"{after.id} went on after wave {before.wave}, which was never promoted")
-            skipped = after.confirmed_wave >= before.wave
+            if passed not in promoted:
+                raise self.broken(f"{after.id} went on after wave {passed}, which was never promoted")
+            skipped = after.confirmed_wave >= passed
             passed_at = next(
-                each.at for each in after.verdicts if each.kind is VerdictKind.PROMOTE and each.wave == before.wave
+                each.at for each in after.verdicts if each.kind is VerdictKind.PROMOTE and each.wave == passed
             )
             began_at = after.ended_at if finished else after.wave_began_at
             assert began_at is not None
             if not skipped and began_at < passed_at + after.policy.soak_s - 1e-3:
-                raise self.broken(f"{after.id} went on {began_at - passed_at:.0f} s after wave {before.wave} passed")
-        names = self._approved[after.id][before.wave]
+                raise self.broken(f"{after.id} went on {began_at - passed_at:.0f} s after wave {passed} passed")
+        names = self._approved[after.id][passed] | self._approved[after.id][before.wave]
         number = "finish" if finished else str(after.wave + 1)
         for approval in after.policy.approvals:
             if str(approval.before) in ("every", number) and _missing(approval, names, after.created_by):
