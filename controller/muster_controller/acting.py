@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 REASON_MAX = 500
 
@@ -34,3 +34,11 @@ def act_as(who: Acting) -> Iterator[None]:
         yield
     finally:
         _acting.reset(token)
+
+
+@contextmanager
+def done_by(actor: str, reason: str = "") -> Iterator[None]:
+    """Everything inside is done by `actor`, in the request that this is part of."""
+    here = acting()
+    with act_as(replace(here, actor=actor, reason=reason or here.reason)):
+        yield

@@ -95,6 +95,11 @@ class Engine:
             self._outbox.clear()
             raise
 
+    def is_out(self, device: DeviceId) -> bool:
+        """Return whether it is no member of rollouts at all, and what it says counts for nothing."""
+        hold = self.holds(device)
+        return hold is not None and hold.is_out
+
     def advance(self, rollout: Rollout, event: Event) -> Rollout:
         """Let the core decide about `event` and save what it says. Raises OrderRefused, with nothing changed."""
         result = machine.advance(rollout, event, self.clock())

@@ -1,15 +1,13 @@
 """The fleet: takes what devices say and operators order, and lets the engine decide and carry out.
 
     wire ─ received ─▶ parse at the edge ─▶ events of the rollouts that the device is in ─┐
-    api  ─ create_rollout, roll_back, order ──────────────────────────────────────────────┼▶ engine ─▶ ledger ─▶ wire
+    api  ─ orders (`ordering`), holds (`following`) ──────────────────────────────────────┼▶ engine ─▶ ledger ─▶ wire
     time ─ tick: rollouts that are due, devices that are due (`mending`), chunks, trust ──┘
 
 Ports only, so the simulator runs this very class. Single-threaded: whoever owns it calls it from one thread.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import log as ln
 from random import Random
@@ -17,31 +15,24 @@ from random import Random
 import msgspec
 import structlog
 
-from muster_controller.acting import CONTROLLER, act_as, acting
-from muster_controller.core.policy import Policy, check, satisfiable
+from muster_controller.acting import CONTROLLER, act_as, acting, done_by
+from muster_controller.core.policy import Policy
 from muster_controller.core.rollout import machine
 from muster_controller.core.rollout.events import (
-    DeviceChanged,
-    DeviceHeld,
-    DeviceJoined,
-    DeviceLeft,
     Order,
-    Ordered,
     OutcomeArrived,
     StepArrived,
-    Superseded,
     Tick,
 )
-from muster_controller.core.rollout.state import ENDED, Outcome, Rollout
+from muster_controller.core.rollout.state import ENDED, Rollout
 from muster_controller.courier import Courier
 from muster_controller.engine import Engine
-from muster_controller.errors import Conflict, NotFound
-from muster_controller.groups import active, can_run, device_class, facts_of, labels_of, selected
-from muster_controller.holds import FindHold, Hold, HoldKind, nobody
-from muster_controller.mending import LATE_WAVE, Mender, has_say
+from muster_controller.following import Following
+from muster_controller.holds import FindHold, nobody
+from muster_controller.mending import LATE_WAVE, Mender
+from muster_controller.ordering import Ordering
 from muster_controller.ports import Device, Ledger, Registry, Wire
-from muster_controller.succession import declared, previous_release, should_run
-from muster_shared.assignment import KEYS_TARGET, ModelAssignment, parse_keys
+from muster_shared.assignment import KEYS_TARGET, parse_keys
 from muster_shared.errors import WireError
 from muster_shared.ids import DeviceId, FleetId, ModelName, RolloutId
 from muster_shared.messages import (
@@ -54,7 +45,6 @@ from muster_shared.messages import (
     FaultSeen,
     OutcomeReported,
     Presence,
-    ReleaseRef,
     StepReached,
     Twin,
     Want,
@@ -73,9 +63,6 @@ MISSED = "-"
 """The boot of a device that is taken for offline because it did not answer, not because it or the broker said so."""
 ANNOUNCE_S = 60.0  # By then, after a new session, every device that is there has said so.
 LATENCY_RATIO_MAX = 1e3  # Beyond this a device measured nonsense; the gate clips far below it.
-
-AT_ONCE = Policy(waves=("100%",), controls_per_device=0, success_required=0.0)
-"""The policy of a rollback that waits for nothing."""
 
 
 @dataclass
@@ -132,17 +119,21 @@ class Fleet:
             rearranged=self._mender.all_due,
             holds=holds,
         )
-        self._ledger = ledger
+        self._ordering = Ordering(self._engine, random)
+        self._following = Following(self._engine, self._mender)
         self._registry = registry
         self._wire = wire
         self._clock = clock
-        self._random = random
         self._session = session
         self._connects = 0
         self._trust_at = float("-inf")
         self._ticked_at = float("-inf")
         self._connected_at: float | None = None
         """Of the newest connect, until who was not heard since has been taken for offline."""
+
+    @property
+    def _ledger(self) -> Ledger:
+        return self._engine.ledger
 
     @property
     def counters(self) -> Counters:
@@ -160,7 +151,7 @@ class Fleet:
                 if desired.envelope:
                     self._engine.send(DeviceTopic(desired.device, Channel.ASSIGNMENT), desired.envelope, retain=True)
             for device in sorted(self._gone()):
-                self._withdraw(device)
+                self._following.withdraw(device)
         session = ControllerSession(session=f"{self._session}-{self._connects}", sent_at=self._clock())
         self._engine.send(ControllerTopic(), encode(session), retain=True)
         self._engine.publish()
@@ -233,7 +224,7 @@ class Fleet:
 
     def note(self, what: str, subject: str, detail: str, actor: str | None = None) -> None:
         """Write a line into the fleet's history: of what `actor` did, or (None) whoever is `acting`."""
-        with _done_by(actor or acting().actor), self._engine.transaction():
+        with done_by(actor or acting().actor), self._engine.transaction():
             self._engine.note(what, subject, detail)
 
     def is_due(self) -> bool:
@@ -262,168 +253,27 @@ class Fleet:
         self._connected_at = None
         for device in self._ledger.devices():
             if device.online and device.seen_at < began_at:
-                self._save(device, replace(device, online=False, boot=MISSED))
+                self._following.save(device, replace(device, online=False, boot=MISSED))
 
     # -- operators ---------------------------------------------------------------------------------------------------
 
     def create_rollout(self, model: ModelName, version: str, policy: Policy, actor: str) -> Rollout:
-        """Start bringing `version` of `model` to the devices that the policy selects and that can run it.
-
-        Raises:
-            PolicyInvalid: the policy cannot be evaluated or satisfied.
-            NotFound: no such release.
-            Conflict: no device could run the release, or another rollout of the model has some of these devices and
-                not a lower priority.
-        """
-        check(policy)
-        release = self._release(model, version)
-        with _done_by(actor), self._engine.transaction():
-            devices = self._eligible(release, policy.selector)
-            if not devices:
-                raise Conflict(f"no known device that the selector names can run {model} {version}")
-            if all(should_run(self._ledger.desired(device.id), release) for device in devices):
-                raise Conflict(f"{model} {version} is what the fleet runs already, as far as the selector names it")
-            satisfiable(policy, len(devices), Counter(device_class(device) for device in devices))
-            rivals = self._rivals(model, devices, policy.priority)
-            previous = self._previous(release, devices)
-            before = None if previous is None else self._registry.manifest(previous.bundle_sha256)
-            policy, said = declared(policy, self._registry.manifest(release.bundle_sha256), before)
-            rollout = self._begin(release, previous, policy, devices, actor)
-            if said:
-                self._engine.note("latency_declared", rollout.id, said)
-            self._take_over(rollout, rivals)
+        """Start bringing `version` of `model` to the devices that the policy selects. Raises as `Ordering.create`."""
+        rollout = self._ordering.create(model, version, policy, actor)
         self.tick()
         return self._ledger.rollout(rollout.id) or rollout
 
     def roll_back(
         self, model: ModelName, version: str, actor: str, reason: str, policy: Policy | None = None
     ) -> Rollout:
-        """Bring the fleet to an earlier release of `model`: by a rollout of `policy`, or (None) at once and ungated.
-
-        At once, every rollout of the model that is under way is superseded, and devices that are offline are told too.
-
-        Raises:
-            PolicyInvalid, NotFound, Conflict: as `create_rollout`.
-        """
-        if policy is not None:
-            with _done_by(actor, reason):
-                return self.create_rollout(model, version, policy, actor)
-        release = self._release(model, version)
-        with _done_by(actor, reason), self._engine.transaction():
-            devices = self._eligible(release, "")
-            if not devices:
-                raise Conflict(f"no known device can run {model} {version}")
-            rollout = self._begin(release, self._previous(release, devices), AT_ONCE, devices, actor, reason, True)
-            for other in self._ledger.rollouts(running=True):
-                if other.model == model and other.id != rollout.id:
-                    self._engine.advance(other, Superseded(rollout.id))
+        """Bring the fleet to an earlier release of `model`. As `Ordering.roll_back`."""
+        rollout = self._ordering.roll_back(model, version, actor, reason, policy)
         self.tick()
         return self._ledger.rollout(rollout.id) or rollout
 
-    def _new_id(self, release: ReleaseRef) -> RolloutId:
-        """Return a name that no rollout has: with a seed, a controller that was restarted draws the same again."""
-        while True:
-            word = f"{self._random.getrandbits(24):06x}"
-            name = RolloutId(f"{release.model}-{release.version.replace('.', '-').lower()}-{word}")
-            if self._ledger.rollout(name) is None:
-                return name
-
     def order(self, rollout_id: RolloutId, order: Order, actor: str, reason: str, seconds: float = 0.0) -> Rollout:
         """Do what an operator orders. Raises NotFound, OrderRefused, Conflict."""
-        with _done_by(actor, reason), self._engine.transaction():
-            rollout = self._ledger.rollout(rollout_id)
-            if rollout is None:
-                raise NotFound("rollout", rollout_id)
-            if order is Order.ROLL_BACK:
-                self._check_roll_back(rollout)
-            rollout = self._engine.advance(rollout, Ordered(order, actor, reason, seconds))
-            said = reason if order is not Order.EXTEND else f"by {seconds:g} s: {reason}"
-            self._engine.note(f"rollout_{order.value}", rollout_id, said)
-        self._engine.publish()
-        return rollout
-
-    def _check_roll_back(self, rollout: Rollout) -> None:
-        newest = next(iter(self._ledger.baselines(rollout.model)), None)
-        if newest is None or newest.rollout != rollout.id:
-            raise Conflict(
-                f"{rollout.model} {rollout.release.version} is not what the fleet runs any more;"
-                f" `muster rollback {rollout.model} --to VERSION` goes to any earlier release"
-            )
-        for other in self._ledger.rollouts(running=True):
-            if other.model == rollout.model and other.id != rollout.id:
-                raise Conflict(f"rollout {other.id} of {rollout.model} is under way; finish or abort it first")
-
-    def _release(self, model: ModelName, version: str) -> ReleaseRef:
-        release = self._registry.release(model, version)
-        if release is None:
-            raise NotFound("model", f"{model} {version}")
-        return release
-
-    def _begin(
-        self,
-        release: ReleaseRef,
-        previous: ReleaseRef | None,
-        policy: Policy,
-        devices: Sequence[Device],
-        actor: str,
-        reason: str = "",
-        at_once: bool = False,
-    ) -> Rollout:
-        word = "rollback" if at_once else "rollout"
-        rollout = machine.create(
-            self._new_id(release),
-            release,
-            previous,
-            policy,
-            {device.id: device_class(device) for device in devices},
-            now=self._clock(),
-            actor=actor,
-            shuffle=self._random.shuffle,
-            at_once=at_once,
-        )
-        self._ledger.save_rollout(rollout, None, machine.everything(rollout))
-        detail = f"{release.model} {release.version} to {len(devices)} devices" + (f": {reason}" if reason else "")
-        self._engine.note(f"{word}_created", rollout.id, detail)
-        return rollout
-
-    def _rivals(self, model: ModelName, devices: Sequence[Device], priority: int) -> list[Rollout]:
-        """Return the rollouts of lower priority that have some of `devices`. Raises Conflict for the others."""
-        rivals: list[Rollout] = []
-        for other in self._ledger.rollouts(running=True):
-            shared = sum(has_say(other, device.id) for device in devices) if other.model == model else 0
-            if not shared:
-                continue
-            if other.policy.priority >= priority:
-                raise Conflict(
-                    f"rollout {other.id} of {model} is {other.state.value} and has {shared} of these devices;"
-                    f" abort it, wait, select others, or give this one a priority above {other.policy.priority}"
-                )
-            rivals.append(other)
-        return rivals
-
-    def _take_over(self, rollout: Rollout, rivals: Sequence[Rollout]) -> None:
-        for rival in rivals:
-            shared = [device for device in sorted(rollout.members) if has_say(rival, device)]
-            left = [member.device for member in rival.members.values() if member.outcome is not Outcome.LEFT]
-            if all(has_say(rollout, device) for device in left):
-                self._engine.advance(rival, Superseded(rollout.id))
-                continue
-            why = f"rollout {rollout.id} of priority {rollout.policy.priority} took it over"
-            for device in shared:
-                rival = self._engine.advance(rival, DeviceLeft(device, why, is_taken=True))
-            self._engine.note("devices_taken_over", rival.id, f"{len(shared)} by {rollout.id}")
-
-    def _eligible(self, release: ReleaseRef, selector: str) -> list[Device]:
-        manifest = self._registry.manifest(release.bundle_sha256)
-        devices = (device for device in self._ledger.devices() if not self._is_out(device.id))
-        return [device for device in devices if selected(device, selector) and can_run(device, manifest)]
-
-    def _is_out(self, device: DeviceId) -> bool:
-        hold = self._holds(device)
-        return hold is not None and hold.is_out
-
-    def _previous(self, release: ReleaseRef, devices: Sequence[Device]) -> ReleaseRef | None:
-        return previous_release(release, devices, self._ledger.baselines(release.model))
+        return self._ordering.order(rollout_id, order, actor, reason, seconds)
 
     # -- what devices say --------------------------------------------------------------------------------------------
 
@@ -439,7 +289,7 @@ class Fleet:
             if presence.online or device.online:
                 log.debug("presence", device=device_id, online=presence.online)
             # It may be a retained copy, which is no sign of life: only a new twin is, and it follows at once.
-            self._save(device, replace(device, online=presence.online, boot=presence.boot))
+            self._following.save(device, replace(device, online=presence.online, boot=presence.boot))
         self._engine.publish()
 
     def _twin(self, device_id: DeviceId, twin: Twin) -> None:
@@ -458,7 +308,9 @@ class Fleet:
             boot = twin.boot if device.boot == MISSED else device.boot
             online = device.online or device.boot == MISSED
             labelled = self._labelled(twin)
-            self._save(device, replace(device, online=online, boot=boot, twin=labelled, seen_at=self._clock()))
+            self._following.save(
+                device, replace(device, online=online, boot=boot, twin=labelled, seen_at=self._clock())
+            )
             self._heard(device, labelled)
         self._engine.publish()
 
@@ -470,69 +322,8 @@ class Fleet:
     def held(self, devices: Iterable[DeviceId]) -> None:
         """Do what follows from holds that were set or lifted. The same once more changes nothing."""
         with self._engine.transaction():
-            for device_id in sorted(devices):
-                device, hold = self._ledger.device(device_id), self._holds(device_id)
-                if device is None:
-                    if hold is not None and hold.kind is HoldKind.GONE:
-                        self._withdraw(device_id)  # Whoever forgot it may not have lived to say so.
-                    continue
-                if hold is None:
-                    self._let_go(device)
-                elif hold.kind is not HoldKind.GONE or not _is_back(device, hold):
-                    self._hold(device, hold)
+            self._following.held(devices)
         self._engine.publish()
-
-    def _hold(self, device: Device, hold: Hold) -> None:
-        """Call off what is under way on it, and tell it to stay on what it runs.
-
-        Who is revoked can be told nothing, and its will is lost with its rights: it is offline.
-        Who is gone is forgotten.
-        """
-        called_off: set[ModelName] = set()
-        for rollout in self._ledger.rollouts(running=True):
-            if device.id not in rollout.members:
-                continue
-            after = self._engine.advance(rollout, DeviceHeld(device.id))
-            if after is not rollout:
-                called_off.add(rollout.model)
-            if hold.is_out:
-                self._engine.advance(after, DeviceLeft(device.id, hold.sentence))
-        desired = self._ledger.desired(device.id)
-        for wanted in desired.models.values():
-            self._mender.settled(wanted.rollout, device.id)
-        if hold.kind is HoldKind.REVOKED:
-            if device.online:
-                self._save(device, replace(device, online=False))
-            return
-        if hold.kind is HoldKind.GONE:
-            self._ledger.forget(device.id)
-            self._withdraw(device.id)
-            return
-        models = dict(desired.models)
-        for name, wanted in desired.models.items():
-            running = active(device, name)
-            if running is None:
-                del models[name]
-            elif wanted.assignment.release.bundle_sha256 != running.bundle_sha256 or name in called_off:
-                models[name] = replace(wanted, assignment=ModelAssignment(release=running), at=self._clock())
-        if models != dict(desired.models):
-            self._engine.issue([replace(desired, models=models)])
-
-    def _withdraw(self, device: DeviceId) -> None:
-        """Take the assignment of a device that was decommissioned off the broker, unless it has a new one."""
-        if not self._ledger.desired(device).envelope:
-            self._engine.send(DeviceTopic(device, Channel.ASSIGNMENT), b"", retain=True)
-
-    def _let_go(self, device: Device) -> None:
-        """Have rollouts, and what its group runs, see it again."""
-        self._mender.due(device.id, self._clock())
-        for rollout in self._ledger.rollouts(running=True):
-            member = rollout.members.get(device.id)
-            if member is None or not member.is_touched:
-                self._regroup(rollout, device)
-            found = self._ledger.rollout(rollout.id)
-            if found is not None and device.id in found.members:
-                self._engine.advance(found, DeviceChanged(device.id, facts_of(device, rollout.model)))
 
     def relabel(self, devices: Iterable[DeviceId]) -> None:
         """Take the labels of these devices from `labels` again, because they changed there."""
@@ -543,7 +334,7 @@ class Fleet:
                     continue
                 twin = self._labelled(device.twin)
                 if twin != device.twin:
-                    self._save(device, replace(device, twin=twin))
+                    self._following.save(device, replace(device, twin=twin))
         self._engine.publish()
 
     def _labelled(self, twin: Twin) -> Twin:
@@ -551,42 +342,6 @@ class Fleet:
         if all(twin.labels.get(key) == value for key, value in given.items()):
             return twin
         return msgspec.structs.replace(twin, labels={**twin.labels, **given})
-
-    def _save(self, before: Device, after: Device) -> None:
-        """Save a device, and tell the rollouts what concerns them. Inside a transaction."""
-        self._ledger.save_device(after)
-        if after.twin is None:
-            return
-        self._mender.due(after.id, self._clock())
-        is_regrouped = before.twin is None or (
-            _seen_by_selectors(before.twin) != _seen_by_selectors(after.twin) and labels_of(before) != labels_of(after)
-        )
-        hold = self._holds(after.id)
-        held = "" if hold is None else hold.sentence
-        for rollout in self._ledger.rollouts(running=True):
-            member = rollout.members.get(after.id)
-            if is_regrouped and (member is None or not member.is_touched):
-                self._regroup(rollout, after)
-            elif member is not None and facts_of(before, rollout.model, held) != (
-                facts := facts_of(after, rollout.model, held)
-            ):
-                self._engine.advance(rollout, DeviceChanged(after.id, facts))
-
-    def _regroup(self, rollout: Rollout, device: Device) -> None:
-        """Let a device into a rollout, or out of it, as its labels and hardware say now."""
-        policy = rollout.policy
-        is_in = has_say(rollout, device.id)
-        fits = selected(device, policy.selector) and not self._is_out(device.id)
-        if is_in and not fits:
-            why = f"it is not in the group {policy.selector!r} any more"
-            self._engine.advance(rollout, DeviceLeft(device.id, why))
-            self._engine.note("device_left_rollout", device.id, f"{rollout.id}: {why}")
-        elif fits and not is_in and policy.late_joiners == "last_wave" and not rollout.at_once:
-            others = (each for each in self._ledger.rollouts(running=True) if each.model == rollout.model)
-            taken = any(has_say(other, device.id) for other in others)
-            if not taken and can_run(device, self._registry.manifest(rollout.release.bundle_sha256)):
-                self._engine.advance(rollout, DeviceJoined(device.id, device_class(device)))
-                self._engine.note("device_joined_rollout", device.id, f"{rollout.id}: last wave")
 
     def call(self, device: DeviceId, envelope: bytes) -> None:
         """Publish a signed call; nobody keeps it for a device that is not there."""
@@ -647,7 +402,7 @@ class Fleet:
         if body.wave == LATE_WAVE:
             self._mender.settled(body.rollout, device)
             return
-        if rollout.state in ENDED or self._is_out(device):
+        if rollout.state in ENDED or self._engine.is_out(device):
             return
         trial = rollout.policy.trial
         window = body.window
@@ -669,19 +424,6 @@ class Fleet:
         )
 
 
-def _is_back(device: Device, hold: Hold) -> bool:
-    """Return whether it speaks since it was decommissioned; what was on its way at that moment is no sign of it."""
-    return device.seen_at > hold.at and device.twin is not None and device.twin.sent_at > hold.at
-
-
-@contextmanager
-def _done_by(actor: str, reason: str = "") -> Iterator[None]:
-    """Everything inside is done by `actor`, in the request that this is part of."""
-    here = acting()
-    with act_as(replace(here, actor=actor, reason=reason or here.reason)):
-        yield
-
-
 def latency_change(window: WindowReport) -> float | None:
     """Return log(p95 after / p95 before), finite; None where either is unknown."""
     before, after = window.latency_ms_p95_before, window.latency_ms_p95
@@ -689,8 +431,3 @@ def latency_change(window: WindowReport) -> float | None:
         return None
     ratio = min(max(after / before, 1 / LATENCY_RATIO_MAX), LATENCY_RATIO_MAX)
     return ln(ratio)
-
-
-def _seen_by_selectors(twin: Twin) -> tuple[object, ...]:
-    """Return what labels are made of: compared first, because a twin hardly ever changes it."""
-    return twin.labels, twin.hardware, twin.agent_version

@@ -2,6 +2,7 @@
 
 import json
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +15,7 @@ from harness.desk import MODEL, QUICK, Desk, Puppets, is_problem, open_desk, unt
 from muster_shared import topics
 from muster_shared.call import PAYLOAD_TYPE
 from muster_shared.ids import DeviceId
-from muster_shared.link import Link, LinkConfig, LinkItem, Received, parse_broker_url
+from muster_shared.link import Link, LinkConfig, LinkItem, Received, Subscribed, parse_broker_url
 from muster_shared.messages import Answer, encode
 from muster_shared.topics import Channel, DeviceTopic
 
@@ -103,15 +104,19 @@ class Ear:
 
     def __init__(self, desk: Desk) -> None:
         self.heard: list[dict[str, Any]] = []
+        self.listens = threading.Event()
         config = LinkConfig(parse_broker_url(desk.controller.broker_url), client_id="ear")
         self.link = Link(config, self._on_item, rng=random.Random(1))
         self.link.subscribe([f"{topics.ROOT}/test/device/dev-a/call"])
         self.link.start()
+        assert self.listens.wait(60.0)
 
     def close(self) -> None:
         self.link.stop(1.0)
 
     def _on_item(self, item: LinkItem) -> None:
+        if isinstance(item, Subscribed):
+            self.listens.set()
         if isinstance(item, Received):
             envelope = Envelope.from_dict(json.loads(item.payload))
             assert envelope.payload_type == PAYLOAD_TYPE

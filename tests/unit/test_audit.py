@@ -290,9 +290,12 @@ def test_whoever_has_only_the_standard_library_computes_the_same_hash(line: Line
 # -- what belongs into it ----------------------------------------------------------------------------------------------
 
 
+FLEET_FILES = ("engine.py", "fleet.py", "following.py", "mending.py", "ordering.py")
+
+
 def test_every_note_of_the_fleet_has_been_decided_upon() -> None:
     source = Path(muster_controller.__file__).parent
-    texts = "".join((source / name).read_text() for name in ("engine.py", "fleet.py", "mending.py"))
+    texts = "".join((source / name).read_text() for name in FLEET_FILES)
 
     said = set(re.findall(r"\.note\(\s*\"([a-z_]+)\"", texts))
 

@@ -14,10 +14,10 @@ from muster_controller.core.policy import Policy, PolicyInvalid, satisfiable, wa
 from muster_controller.core.rollout import waves
 from muster_controller.core.rollout.state import Member, Rollout
 from muster_controller.db.snapshot import Committed
-from muster_controller.fleet import AT_ONCE
 from muster_controller.groups import active, can_run, device_class, selected, standby
 from muster_controller.holds import FindHold, Hold, nobody
 from muster_controller.mending import has_say
+from muster_controller.ordering import AT_ONCE
 from muster_controller.policy_document import written
 from muster_controller.ports import Device
 from muster_controller.succession import declared, is_release, previous_release, should_run

@@ -105,7 +105,6 @@ class Process:
         frozen = self.ledger.freeze()
         self.ledger = frozen
         past = _burning(frozen, self.fuse)
-        self.fleet._ledger = past
         self.fleet._engine.ledger = past
 
     def wake(self) -> None:

@@ -25,10 +25,11 @@ from muster_controller.core.rollout.pace import Pace
 from muster_controller.core.rollout.state import Control, Member, Outcome, Rollout, is_in_flight
 from muster_controller.core.rollout.telling import watch
 from muster_controller.engine import Engine
-from muster_controller.fleet import Fleet
+from muster_controller.following import Following
 from muster_controller.groups import facts_of
 from muster_controller.holds import Hold, nobody
 from muster_controller.mending import Mender
+from muster_controller.ordering import Ordering
 from muster_controller.ports import Device
 from muster_shared.assignment import MaintenanceWindow
 from muster_shared.bundle import Slo
@@ -53,7 +54,7 @@ def _write_the_past(self: StaleLedger) -> Iterator[None]:
                 self.origin.save_desired(desired)
 
 
-def _overlook_rivals(self: Fleet, model: ModelName, devices: Sequence[Device], priority: int) -> list[Rollout]:
+def _overlook_rivals(self: Ordering, model: ModelName, devices: Sequence[Device], priority: int) -> list[Rollout]:
     return []
 
 
@@ -120,7 +121,7 @@ def _facts_of_the_living(device: Device, model: ModelName, held: str = "") -> De
     return replace(facts_of(device, model, held), online=True)
 
 
-def _leave_groups_alone(self: Fleet, rollout: Rollout, device: Device) -> None:
+def _leave_groups_alone(self: Following, rollout: Rollout, device: Device) -> None:
     return None
 
 
@@ -210,7 +211,7 @@ def _mutants() -> Iterator[Mutant]:
     yield Mutant(
         "overlook_rivals",
         "a rollout begins though another has its devices",
-        ((Fleet, "_rivals", _overlook_rivals),),
+        ((Ordering, "_rivals", _overlook_rivals),),
     )
     yield Mutant(
         "mend_what_rolls",
@@ -258,7 +259,7 @@ def _mutants() -> Iterator[Mutant]:
     yield Mutant(
         "overlook_moves",
         "a device that has left the group is told all the same",
-        ((Fleet, "_regroup", _leave_groups_alone),),
+        ((Following, "_regroup", _leave_groups_alone),),
     )
     yield Mutant(
         "always_open",
