@@ -120,6 +120,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     bootstrap_root: Path | None = None
     """The first TUF root, as it was handed over with the device; None: as it came with the first certificate."""
     labels: dict[str, str] = {}
+    """What it says of itself: the controller knows what operators gave it, and may take that back at any time."""
+    granted_labels: dict[str, str] = {}
+    """What operators gave it, as of its certificate; never in the file."""
     timezone: str | None = None
     """Of its maintenance windows: an IANA name or an offset such as +02:00; None: the host's."""
     runtimes: tuple[Runtime, ...] = ("onnxruntime", "openvino")
@@ -146,7 +149,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     @property
     def metrics_place(self) -> Place:
         """What its windows say of the device: its class, and the region that the fleet granted, if it is a name."""
-        region = self.labels.get(REGION_LABEL, "")
+        region = (self.labels | self.granted_labels).get(REGION_LABEL, "")
         try:
             return Place(self.device_class, ids.name(region, "region"))
         except WireError:
@@ -187,7 +190,7 @@ def read_config(path: Path, environment: Mapping[str, str]) -> AgentConfig:
         config = msgspec.convert(document, AgentConfig, dec_hook=_path)
     except msgspec.ValidationError as error:
         raise ConfigInvalid(f"{path}: {_in_toml_words(str(error))}") from error
-    problem = _problem(config)
+    problem = "granted_labels are the controller's; write [labels]" if config.granted_labels else _problem(config)
     if problem is not None:
         raise ConfigInvalid(f"{path}: {problem}")
     return config
@@ -229,7 +232,7 @@ def with_grant(config: AgentConfig, path: Path) -> AgentConfig:
         broker_url=config.broker_url or enrolled.broker_url,
         bootstrap_root=root,
         tls=config.tls if by_hand else granted,
-        labels={**config.labels, **enrolled.labels},
+        granted_labels=enrolled.labels,
     )
 
 

@@ -128,7 +128,7 @@ def test_a_device_enrols_connects_renews_and_is_cut_off_when_it_is_revoked(stage
     refused = stage.agent("renew", expect=1)
 
     assert running.broker_url.startswith("mqtts://")
-    assert online["device"]["labels"] == {"site": "berlin"}
+    assert (online["device"]["labels"], online["identity"]["labels"]) == ({}, {"site": "berlin"})
     assert online["identity"]["problem"] == ""
     assert renewed["fingerprint"] != online["identity"]["fingerprint"]
     assert "revoked" in refused.stderr

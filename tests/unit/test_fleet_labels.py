@@ -59,6 +59,16 @@ def test_labels_that_change_at_the_operators_count_before_the_device_speaks_agai
     assert labels(stage, LIAR) == {"site": "bergen"}
 
 
+def test_a_label_that_operators_took_off_is_gone_with_the_next_report(stage: Stage) -> None:
+    stage.granted |= {HONEST: {"site": "bergen"}}
+    stage.join(HONEST, labels={"line": "2"})
+    del stage.granted[HONEST]
+
+    stage.join(HONEST, sequence=2, labels={"line": "2"})
+
+    assert labels(stage, HONEST) == {"line": "2"}
+
+
 def test_without_granted_labels_a_device_has_its_own(stage: Stage) -> None:
     stage.join(LIAR, labels={"site": "oslo"})
 

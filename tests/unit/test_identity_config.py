@@ -59,7 +59,7 @@ def test_four_lines_are_enough_for_a_device_that_is_enrolled(device: Device) -> 
     assert config.bootstrap_root == device.identity.root_path
     assert config.tls.ca == device.identity.ca_path
     assert (config.tls.cert, config.tls.key) == (device.identity.certificate_path, device.identity.session_key_path)
-    assert config.labels == {"site": "berlin"}
+    assert (config.labels, config.granted_labels) == ({}, {"site": "berlin"})
 
 
 def test_a_device_that_is_not_enrolled_is_told_how(device: Device) -> None:
@@ -79,14 +79,23 @@ def test_what_is_written_by_hand_goes_on_as_before(device: Device) -> None:
     assert (config.broker.host, config.bootstrap_root, config.tls.cert) == ("mine", Path("/r.json"), Path("/c"))
 
 
-def test_what_is_written_by_hand_goes_before_what_was_granted_but_labels_do_not(device: Device) -> None:
+def test_what_is_written_by_hand_goes_before_what_was_granted_and_labels_stay_apart(device: Device) -> None:
     device.enrol()
     device.write('broker_url = "mqtts://mine:1234"\n[tls]\nca = "/ca"\n[labels]\nsite = "bonn"\nhall = "b"\n')
 
     config = load_config(device.file, {})
 
     assert (config.broker.host, config.tls.ca, config.tls.cert) == ("mine", Path("/ca"), None)
-    assert config.labels == {"site": "berlin", "hall": "b"}
+    assert config.labels == {"site": "bonn", "hall": "b"}
+    assert config.granted_labels == {"site": "berlin"}
+
+
+def test_nobody_grants_labels_to_himself(device: Device) -> None:
+    device.enrol()
+    device.write('[granted_labels]\nsite = "bonn"\n')
+
+    with pytest.raises(ConfigInvalid, match="granted_labels"):
+        load_config(device.file, {})
 
 
 def test_a_certificate_of_another_device_is_not_used(device: Device) -> None:
@@ -135,7 +144,7 @@ def test_the_configuration_that_enrolment_writes_is_read_as_it_was_meant(device:
     config = load_config(device.file, {})
 
     assert (config.device, config.device_class, config.identity.key) == ("crane-07", "x86-cpu", key)
-    assert config.labels == {"hall": 'the "big" one\\', "größe": "xl", "site": "berlin"}
+    assert config.labels == {"hall": 'the "big" one\\', "größe": "xl"}
 
 
 def test_what_this_host_is_called_makes_a_name_of_ours() -> None:

@@ -38,6 +38,8 @@ class IdentityStatus(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str
     """SHA-256 of the certificate (DER)."""
     identity_fingerprint: str
+    labels: dict[str, str]
+    """Those that operators gave it, as of the certificate."""
     expires_at: float
     expires_in_s: float
     """By the controller's clock as far as it is known; negative: it is over."""
@@ -136,6 +138,7 @@ class Renewing:
             key=self._key_kind,
             fingerprint=enrolled.fingerprint,
             identity_fingerprint=enrolled.identity_fingerprint,
+            labels=enrolled.labels,
             expires_at=enrolled.expires_at,
             expires_in_s=round(enrolled.expires_at - self._clock.now(), 1),
             renewed_at=enrolled.granted_at,

@@ -23,7 +23,10 @@ DEVICE_DRIVEN = frozenset(
     }
 )
 WRITTEN_ALREADY = frozenset(
-    {"device_pinned", "device_quarantined", "device_released", "device_decommissioned"}  # By `db.hold_store`.
+    # By `db.hold_store`,
+    {"device_pinned", "device_quarantined", "device_released", "device_decommissioned"}
+    # and by `db.identity_store`.
+    | {"identity_revoked", "identity_forgotten"}
 )
 
 
