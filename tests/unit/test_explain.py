@@ -209,6 +209,15 @@ def test_the_outlook_names_the_gate_and_how_to_open_it() -> None:
     assert "muster rollout approve r-1" in outlook(rollout, NOW)
 
 
+def test_with_the_next_wave_approved_the_end_may_be_approved_ahead() -> None:
+    rollout = begun(approvals=(Approval(before="every"),))
+
+    rollout = after(rollout, Ordered(Order.APPROVE, "ben", ""), Tick(facts()), Ordered(Order.APPROVE, "ben", ""))
+
+    assert Order.APPROVE in orders(rollout, NOW)
+    assert obeys(rollout, Order.APPROVE, NOW)
+
+
 PACES: list[dict[str, Any]] = [
     {},
     {"concurrency": 1},

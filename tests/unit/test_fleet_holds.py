@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 
 from harness.fleet_stage import MODEL, Stage, presence, release, replace_policy, twin
-from muster_controller.api.rollout_views import presences
+from muster_controller.api.rollout_presence import Seats, present
 from muster_controller.core.rollout.events import Order
-from muster_controller.core.rollout.explain import Why, who_waits
+from muster_controller.core.rollout.explain import Why
+from muster_controller.core.rollout.roll import roll_of
 from muster_controller.core.rollout.state import Member, Outcome, Rollout, RolloutState
+from muster_controller.core.rollout.waiting import waiting_of
 from muster_controller.db.ledger import SqlLedger
+from muster_controller.db.snapshot import Committed
 from muster_controller.errors import Conflict
 from muster_controller.holds import Hold, HoldKind
 from muster_shared.ids import DeviceId, EventId
@@ -64,8 +67,9 @@ def _did_well(stage: Stage, rollout: Rollout, member: Member) -> None:
 def _why(stage: Stage, rollout: Rollout) -> dict[str, tuple[Why, str]]:
     known = {device.id: device for device in stage.ledger.devices()}
     found = _now(stage, rollout)
-    told = who_waits(found, presences(known, found, stage.holds.get), stage.now)
-    return {each.device: (each.why, each.sentence) for each in told}
+    roll = roll_of(found)
+    told = waiting_of(found, roll, present(Committed(known, {}, {}, {}), roll, stage.holds, Seats()), stage.now)
+    return {each.device: (each.why, each.sentence) for each in told.lines(0, roll.length)}
 
 
 def test_a_rollout_leaves_a_pinned_device_alone_says_so_and_finishes_without_it(stage: Stage) -> None:

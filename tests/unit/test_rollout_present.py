@@ -6,16 +6,20 @@ import pytest
 
 from harness.rollout_story import START, Story, policy
 from muster_controller.api.report import wilson
-from muster_controller.api.rollout_views import point_view, rollout_detail
+from muster_controller.api.rollout_views import everybody, point_view, rollout_detail
 from muster_controller.api.schemas import EvidencePointView
 from muster_controller.api.schemas.rollouts import StratumView
-from muster_controller.core.rollout.events import OutcomeArrived
+from muster_controller.core.rollout.events import Order, OutcomeArrived
+from muster_controller.core.rollout.state import due_at
+from muster_controller.core.rollout.words import at_time
+from muster_controller.web.actions import actions
 from muster_controller.web.rollout_present import (
     E_HIGH,
     SQUARES_MAX,
     arm_rows,
     arms_plot,
     evidence_plot,
+    policy_rows,
     rollout_panel,
 )
 
@@ -141,3 +145,57 @@ def test_the_interval_of_a_share_is_wilsons(bad: int, of: int, low: float, high:
 
     assert found is not None
     assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_an_extension_says_whose_deadlines_it_moves_and_when_they_are() -> None:
+    story = begun()
+
+    panel = next(each for each in actions(story.rollout, START + 40) if each.order is Order.EXTEND)
+
+    due = [at for each in everybody(story.rollout) if (at := due_at(each)) is not None]
+    held = sum(due_at(each) is not None for each in story.rollout.controls.values())
+    assert len(due) > held > 0
+    assert f"{len(due) - held} devices under way and {held} devices held back" in panel.consequence
+    assert f"is {at_time(max(due), START + 40)} now" in panel.consequence
+    assert panel.minutes == 2
+    story.order(Order.EXTEND, seconds=60.0)
+    moved = [at for each in everybody(story.rollout) if (at := due_at(each)) is not None]
+    assert moved == [at + 60.0 for at in due]  # No more and no fewer than it said.
+
+
+def test_nothing_is_extended_where_no_deadline_runs() -> None:
+    story = Story(10, policy())
+
+    assert Order.EXTEND not in [each.order for each in actions(story.rollout, START)]
+
+
+def test_a_policy_reads_as_names_values_and_times_not_as_json() -> None:
+    written: dict[str, object] = {
+        "success_required": 0.75,
+        "weights": {"failures": 1.0, "latency": 0.0},
+        "waves": [5, "25%"],
+        "window_s": 4.0,
+        "deadline_s": 5400,
+        "soak_s": 172_800,
+        "approvals": [{"before": "finish", "count": 2}, {"before": 1, "count": 1}],
+        "trial": True,
+    }
+
+    rows = policy_rows(written)
+
+    assert rows == (
+        ("success required", "0.75"),
+        ("weights", "failures 1, latency 0"),
+        ("waves", "5, 25%"),
+        ("window", "4 s"),
+        ("deadline", "90 min"),
+        ("soak", "2 d"),
+        ("approvals", "before finish, count 2; before 1, count 1"),
+        ("trial", "yes"),
+    )
+
+
+def test_one_device_is_one_device_and_not_one_devices() -> None:
+    panel = rollout_panel(begun(1).rollout, [], START)
+
+    assert "1 device: " in panel.waves[0].words

@@ -16,7 +16,8 @@ from muster_controller.api.schemas.rollout_report import (
     SpreadView,
     TimelineEntry,
 )
-from muster_controller.core.rollout.state import Member, Outcome, Rollout, in_order, is_in_flight
+from muster_controller.core.rollout.roll import Group, Roll, roll_of
+from muster_controller.core.rollout.state import Member, Outcome, Rollout, is_in_flight
 from muster_controller.policy_document import dump
 
 CLASSES_MAX = 100
@@ -33,16 +34,26 @@ def report(
     notes: Sequence[NoteView],
     now: float,
     sees: Callable[[str], bool] = lambda _: True,
+    roll: Roll | None = None,
 ) -> RolloutReport:
     """Return the report as of `now`.
 
     Args:
         notes: Of the history, those about this rollout, in any order.
         sees: Whether a device may be named to whoever reads this.
+        roll: Of the rollout, where it is at hand.
     """
-    detail = rollout_detail(rollout, now)
-    members = in_order(rollout.members.values())
-    failures, others = _failures(members, sees)
+    roll = roll_of(rollout) if roll is None else roll
+    detail = rollout_detail(rollout, now, roll)
+    seconds: list[float] = []
+    ratios: list[float] = []
+    for member in rollout.members.values():
+        if member.seconds > 0:
+            seconds.append(member.seconds)
+        if member.latency is not None:
+            ratios.append(exp(member.latency))
+    bad = roll.names(roll.where(lambda member: member.outcome is Outcome.BAD))
+    failures, others = _failures([rollout.members[name] for name in bad], sees)
     return RolloutReport(
         id=detail.id,
         model=detail.model,
@@ -71,13 +82,13 @@ def report(
             )
             for name, each in detail.evidence.metrics.items()
         ],
-        classes=_classes(members, detail),
+        classes=_classes(roll, detail),
         failures=failures,
         other_failures=others,
         waves=detail.wave_views,
         timeline=timeline(detail, notes)[-TIMELINE_MAX:],
-        update_s=spread([member.seconds for member in members if member.seconds > 0]),
-        latency_ratio=spread([exp(member.latency) for member in members if member.latency is not None]),
+        update_s=spread(seconds),
+        latency_ratio=spread(ratios),
         bytes_fetched=detail.counts.bytes_fetched,
         policy=detail.policy,
         policy_document=dump(rollout.policy),
@@ -136,25 +147,31 @@ def spread(values: Sequence[float]) -> SpreadView | None:
     return SpreadView(of=len(ordered), median=median, p90=p90, greatest=ordered[-1])
 
 
-def _classes(members: Sequence[Member], detail: RolloutDetail) -> list[ClassView]:
-    by_class: dict[str, list[Member]] = {}
-    for member in members:
-        by_class.setdefault(member.device_class, []).append(member)
+def _classes(roll: Roll, detail: RolloutDetail) -> list[ClassView]:
+    by_class: dict[str, list[Group[Member]]] = {}
+    sizes = Counter[str]()
+    for group in roll.members.values():
+        by_class.setdefault(group.each.device_class, []).append(group)
+        sizes[group.each.device_class] += group.devices
     found = []
-    for name, those in sorted(by_class.items(), key=lambda each: (-len(each[1]), each[0]))[:CLASSES_MAX]:
-        outcomes = Counter(member.outcome for member in those)
-        pending = sum(map(is_in_flight, those))
+    for name, size in sorted(sizes.items(), key=lambda each: (-each[1], each[0]))[:CLASSES_MAX]:
+        outcomes = Counter[Outcome]()
+        pending = returned = 0
+        for group in by_class[name]:
+            outcomes[group.each.outcome] += group.devices
+            pending += group.devices * is_in_flight(group.each)
+            returned += group.devices * group.each.returned
         strata = [each for each in detail.evidence.strata if each.device_class == name]
         found.append(
             ClassView(
                 device_class=name,
-                devices=len(those),
+                devices=size,
                 good=outcomes[Outcome.GOOD],
                 bad=outcomes[Outcome.BAD],
                 pending=pending,
                 untouched=outcomes[Outcome.PENDING] - pending,
                 left=outcomes[Outcome.LEFT],
-                returned=sum(member.returned for member in those),
+                returned=returned,
                 treated=wilson(sum(each.treated_bad for each in strata), sum(each.treated for each in strata)),
                 controls=wilson(sum(each.controls_bad for each in strata), sum(each.controls for each in strata)),
             )

@@ -1,7 +1,9 @@
-"""Rollouts as the API says them: the evidence with all that it is computed from, waves, devices, who waits. Pure."""
+"""Rollouts as the API says them: the evidence with all that it is computed from, waves, devices, who waits. Pure.
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+Wherever a `roll` may be given it is that of the rollout, and saves the walk over its devices.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
 from math import exp
 from typing import Any, Literal
 
@@ -29,8 +31,9 @@ from muster_controller.core.gate.evidence import HOLD, Evidence, Terms
 from muster_controller.core.rollout.alike import Summed
 from muster_controller.core.rollout.draft import terms, weigh
 from muster_controller.core.rollout.events import Plot
-from muster_controller.core.rollout.explain import Explained, Presence
+from muster_controller.core.rollout.explain import Explained
 from muster_controller.core.rollout.outlook import gate, is_gate_reached, orders, outlook, soak_ends
+from muster_controller.core.rollout.roll import Group, Roll, roll_of
 from muster_controller.core.rollout.state import (
     ENDED,
     Control,
@@ -42,10 +45,8 @@ from muster_controller.core.rollout.state import (
     is_queued,
 )
 from muster_controller.core.rollout.tally import Tally, tallied, tally_of
-from muster_controller.holds import FindHold, nobody
+from muster_controller.core.rollout.waiting import Present
 from muster_controller.policy_document import written
-from muster_controller.ports import Device
-from muster_shared.ids import DeviceId
 
 LARGEST = 1e300
 """JSON has no infinity, and evidence beyond this is as good as certain."""
@@ -60,12 +61,13 @@ def summed_view(found: Summed) -> RolloutSummary:
     return RolloutSummary(**_fields(found.rollout, weigh(found.rollout), tallied(found.groups)))
 
 
-def rollout_detail(rollout: Rollout, now: float) -> RolloutDetail:
+def rollout_detail(rollout: Rollout, now: float, roll: Roll | None = None) -> RolloutDetail:
     found = weigh(rollout)
+    roll = roll_of(rollout) if roll is None else roll
     return RolloutDetail(
-        **_fields(rollout, found, tally_of(rollout)),
-        outlook=outlook(rollout, now),
-        orders=list(orders(rollout, now)),
+        **_fields(rollout, found, roll.tally),
+        outlook=outlook(rollout, now, roll),
+        orders=list(orders(rollout, now, roll)),
         policy=msgspec.to_builtins(rollout.policy),
         policy_written=written(rollout.policy),
         evidence=evidence_view(found),
@@ -85,10 +87,10 @@ def rollout_detail(rollout: Rollout, now: float) -> RolloutDetail:
                 ApprovalGiven(before=each.before, by=each.by, at=each.at, reason=each.reason)
                 for each in rollout.approvals
             ],
-            awaited=gate(rollout),
-            is_reached=is_gate_reached(rollout, now),
+            awaited=gate(rollout, roll),
+            is_reached=is_gate_reached(rollout, now, roll),
         ),
-        wave_views=wave_views(rollout, now),
+        wave_views=wave_views(rollout, now, roll),
         wave_began_at=rollout.wave_began_at,
         wave_passed_at=rollout.wave_passed_at,
     )
@@ -179,37 +181,40 @@ def point_view(point: Plot) -> EvidencePointView:
     )
 
 
-def wave_views(rollout: Rollout, now: float) -> list[WaveView]:
+def wave_views(rollout: Rollout, now: float, roll: Roll | None = None) -> list[WaveView]:
     """Return what was planned and what has begun, in order; more waves may come than were planned."""
-    members: dict[int, list[Member]] = {}
-    for member in rollout.members.values():
-        if member.wave is not None:
-            members.setdefault(member.wave, []).append(member)
-    controls: dict[int, list[Control]] = {}
-    for control in rollout.controls.values():
-        controls.setdefault(control.wave, []).append(control)
+    roll = roll_of(rollout) if roll is None else roll
+    members: dict[int, list[Group[Member]]] = {}
+    for group in roll.members.values():
+        if group.each.wave is not None:
+            members.setdefault(group.each.wave, []).append(group)
+    controls: dict[int, list[Group[Control]]] = {}
+    for held in roll.controls.values():
+        controls.setdefault(held.each.wave, []).append(held)
     count = max(len(rollout.waves), rollout.wave + 1)
     return [_wave(rollout, wave, members.get(wave, []), controls.get(wave, []), now) for wave in range(count)]
 
 
-def _wave(rollout: Rollout, wave: int, members: list[Member], controls: list[Control], now: float) -> WaveView:
-    outcomes = Counter(member.outcome for member in members)
-    flying = [member for member in members if is_in_flight(member)]
-    held = [control for control in controls if control.outcome is not Outcome.LEFT]
-    assigned = [member.assigned_at for member in members if member.assigned_at is not None]
+def _wave(
+    rollout: Rollout, wave: int, members: list[Group[Member]], controls: list[Group[Control]], now: float
+) -> WaveView:
+    def count(fits: Callable[[Member], bool]) -> int:
+        return sum(group.devices for group in members if fits(group.each))
+
+    told = (at for group in members for at in group.told)
     return WaveView(
         wave=wave,
         planned=rollout.waves[wave] if wave < len(rollout.waves) else None,
-        devices=len(members),
-        queued=sum(map(is_queued, members)),
-        pending=len(flying),
-        deferred=sum(member.deferred_until is not None for member in flying),
-        good=outcomes[Outcome.GOOD],
-        bad=outcomes[Outcome.BAD],
-        left=outcomes[Outcome.LEFT],
-        controls=len(held),
-        controls_pending=sum(control.outcome is Outcome.PENDING for control in held),
-        began_at=rollout.wave_began_at if wave == rollout.wave else min(assigned, default=None),
+        devices=sum(group.devices for group in members),
+        queued=count(is_queued),
+        pending=count(is_in_flight),
+        deferred=count(lambda each: is_in_flight(each) and each.deferred_until is not None),
+        good=count(lambda each: each.outcome is Outcome.GOOD),
+        bad=count(lambda each: each.outcome is Outcome.BAD),
+        left=count(lambda each: each.outcome is Outcome.LEFT),
+        controls=sum(group.devices for group in controls if group.each.outcome is not Outcome.LEFT),
+        controls_pending=sum(group.devices for group in controls if group.each.outcome is Outcome.PENDING),
+        began_at=rollout.wave_began_at if wave == rollout.wave else min(told, default=None),
         soak_ends_at=soak_ends(rollout, now) if wave == rollout.wave else None,
     )
 
@@ -290,24 +295,44 @@ def _control(control: Control) -> MemberView:
     )
 
 
-def presences(
-    devices: Mapping[DeviceId, Device], rollout: Rollout, holds: FindHold = nobody
-) -> dict[DeviceId, Presence]:
-    """Return what is known of the rollout's devices beside it."""
-    known = ((name, devices.get(name)) for name in rollout.members)
-    held = ((each, holds(name)) for name, each in known if each is not None)
-    return {each.id: Presence(each.online, each.seen_at, None if hold is None else hold.held) for each, hold in held}
+def listed(
+    rollout: Rollout,
+    roll: Roll,
+    fits: Callable[[Member | Control], bool],
+    *,
+    text: str = "",
+    in_sight: int = -1,
+    sees: Callable[[str], bool] = lambda _: True,
+    start: int,
+    most: int,
+) -> list[Member | Control]:
+    """Return devices as `everybody` orders them, from the one numbered `start`: of those that are wanted.
+
+    Args:
+        fits: whether devices such as one are wanted; it goes by no moment, and by nobody's name.
+        text: what their ids have somewhere.
+        in_sight: whose places may be told of, bits; `sees` says the same of one device.
+    """
+    names = roll.names(roll.where(fits) & in_sight)
+    if text:
+        names = [name for name in names if text in name]
+    page: list[Member | Control] = [rollout.members[name] for name in names[start : start + most]]
+    if len(page) == most or not roll.count_controls(fits):
+        return page
+    held = sorted(
+        key for key, each in rollout.controls.items() if fits(each) and text in each.device and sees(each.device)
+    )
+    start = max(0, start - len(names))
+    return [*page, *(rollout.controls[key] for key in held[start : start + most - len(page)])]
 
 
-def waiting_views(
-    rollout: Rollout, fleet: Mapping[DeviceId, Presence], found: Iterable[Explained]
-) -> list[WaitingView]:
+def waiting_views(rollout: Rollout, roll: Roll, found: Iterable[Explained], present: Present) -> list[WaitingView]:
     return [
         WaitingView(
             device=each.device,
             device_class=rollout.members[each.device].device_class,
             wave=rollout.members[each.device].wave,
-            online=each.device in fleet and fleet[each.device].online,
+            online=bool(present.online >> roll.places[each.device] & 1),
             why=each.why,
             sentence=each.sentence,
             until=each.until,

@@ -1,22 +1,21 @@
 """Routes: rollouts, their evidence, who waits for what, and orders to them."""
 
-from collections import Counter
 from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Path, Query, Response
 
 from muster_controller.api.authentication import Who, demand, require
-from muster_controller.api.paging import Offset, paged
+from muster_controller.api.paging import Offset, cut, paged
 from muster_controller.api.planning import plan
 from muster_controller.api.policies import read_policy
 from muster_controller.api.report import TIMELINE_MAX, markdown, report
+from muster_controller.api.rollout_presence import in_sight, present
 from muster_controller.api.rollout_views import (
     arm_of,
-    everybody,
+    listed,
     member_view,
     point_view,
-    presences,
     rollout_detail,
     rollout_summary,
     summed_view,
@@ -39,9 +38,10 @@ from muster_controller.api.services import Given, Services
 from muster_controller.api.views import note_view
 from muster_controller.core.policy import Policy, PolicyInvalid
 from muster_controller.core.rollout.events import Order
-from muster_controller.core.rollout.explain import Why, who_waits
+from muster_controller.core.rollout.explain import Why
 from muster_controller.core.rollout.outlook import outlook
 from muster_controller.core.rollout.state import ENDED, Control, Member, RolloutState
+from muster_controller.core.rollout.waiting import waiting_of
 from muster_controller.core.selector import contradiction
 from muster_controller.core.selector import parse as parse_selector
 from muster_controller.operators.errors import Forbidden
@@ -75,10 +75,13 @@ def list_rollouts(
     after = None if cursor is None else given.rollout_id(cursor)
     word = None if state is None else state.value
     fleet = given.committed()
+    ended = given.reader.ended.taken()
     known = {key: rollout for key, rollout in fleet.running.items() if key in fleet.tallies}
+    tallies = {**fleet.tallies, **{key: roll.tally for key, (_, roll) in ended.items()}}
+    known |= {key: rollout for key, (rollout, _) in ended.items()}
     found = given.reader.summed(limit, model=model, state=word, after=after, text=q, known=known)
     views = [
-        rollout_summary(each.rollout, fleet.tallies[each.rollout.id])
+        rollout_summary(each.rollout, tallies[each.rollout.id])
         if known.get(each.rollout.id) is each.rollout
         else summed_view(each)
         for each in found
@@ -98,7 +101,7 @@ async def create_rollout(given: Given, who: Who, order: RolloutOrder, response: 
         lambda fleet: fleet.create_rollout(release.model, release.version, policy, who.name)
     )
     response.headers["Location"] = f"/api/v1/rollouts/{rollout.id}"
-    return rollout_detail(rollout, given.clock())
+    return rollout_detail(rollout, given.clock(), given.roll(rollout))
 
 
 @router.post("/models/{model}/rollback", status_code=201, responses=PLANNED, dependencies=OPERATE)
@@ -124,14 +127,14 @@ async def roll_back_model(
         lambda fleet: fleet.roll_back(ModelName(model), order.to, who.name, order.reason, policy)
     )
     response.headers["Location"] = f"/api/v1/rollouts/{rollout.id}"
-    return rollout_detail(rollout, given.clock())
+    return rollout_detail(rollout, given.clock(), given.roll(rollout))
 
 
 @router.get("/rollouts/{rollout_id}")
 def show_rollout(given: Given, rollout_id: str) -> RolloutDetail:
     """One rollout with its evidence, the counts and terms behind it, every verdict, and what happens next."""
     rollout = given.rollout(RolloutId(rollout_id))
-    return given.kept.of("detail", "", rollout, lambda: rollout_detail(rollout, given.clock()))
+    return rollout_detail(rollout, given.clock(), given.roll(rollout))
 
 
 @router.get("/rollouts/{rollout_id}/members")
@@ -141,16 +144,28 @@ def list_members(
     outcome: OutcomeWord | None = None,
     wave: Annotated[int | None, Query(ge=0, description="From 0.")] = None,
     arm: Annotated[str | None, Query(pattern="^(treated|control|waiting)$")] = None,
+    q: Annotated[str | None, Query(max_length=100, description="What the device's id has somewhere.")] = None,
     limit: Limit = PAGE_MAX,
     cursor: Offset = None,
 ) -> MemberPage:
     """Every device of the rollout: treated and waiting in their random order, then the controls."""
 
     def fits(each: Member | Control) -> bool:
-        is_so = outcome in (None, each.outcome.value) and wave in (None, each.wave) and arm in (None, arm_of(each))
-        return is_so and given.sees(each.device)
+        return outcome in (None, each.outcome.value) and wave in (None, each.wave) and arm in (None, arm_of(each))
 
-    page, following = paged(filter(fits, everybody(given.rollout(RolloutId(rollout_id)))), cursor, limit)
+    rollout = given.rollout(RolloutId(rollout_id))
+    roll = given.roll(rollout)
+    found = listed(
+        rollout,
+        roll,
+        fits,
+        text=(q or "").strip().lower(),
+        in_sight=in_sight(given.committed(), roll, given.seats),
+        sees=given.sees,
+        start=int(cursor or 0),
+        most=limit + 1,
+    )
+    page, following = cut(found, cursor, limit)
     return MemberPage(members=[member_view(each) for each in page], next=following)
 
 
@@ -164,14 +179,16 @@ def list_waiting(
 ) -> WaitingPage:
     """Each device that has no outcome yet, or is out of it, and why."""
     rollout, now = given.rollout(RolloutId(rollout_id)), given.clock()
-    fleet = presences(given.committed().devices, rollout, given.holds)
-    found = [each for each in who_waits(rollout, fleet, now) if given.sees(each.device)]
-    page, following = paged((each for each in found if why in (None, each.why)), cursor, limit)
+    roll = given.roll(rollout)
+    there = present(given.committed(), roll, given.holds.all(), given.seats)
+    found = waiting_of(rollout, roll, there, now)
+    lines = found.lines(int(cursor or 0), limit + 1, None if why is None else (why,))
+    page, following = cut(lines, cursor, limit)
     return WaitingPage(
-        waiting=waiting_views(rollout, fleet, page),
+        waiting=waiting_views(rollout, roll, page, there),
         next=following,
-        counts=dict(sorted(Counter(each.why for each in found).items(), key=lambda each: each[0].value)),
-        outlook=outlook(rollout, now),
+        counts=dict(sorted(found.counts.items(), key=lambda each: each[0].value)),
+        outlook=outlook(rollout, now, roll),
         due_at=None if rollout.state in ENDED else rollout.due_at,
     )
 
@@ -201,7 +218,7 @@ def report_of(given: Services, rollout_id: str) -> RolloutReport:
     rollout = given.rollout(RolloutId(rollout_id))
     points = [point_view(point) for point in given.reader.points(rollout.id)]
     notes = [note_view(each) for each in given.reader.notes(subject=rollout.id, limit=TIMELINE_MAX)]
-    return report(rollout, points, notes, given.clock(), given.sees)
+    return report(rollout, points, notes, given.clock(), given.sees, given.roll(rollout))
 
 
 @router.post("/rollouts/{rollout_id}/{order}", dependencies=OPERATE)
@@ -224,7 +241,7 @@ async def order_rollout(
     rollout = await given.fleet.call(
         lambda fleet: fleet.order(RolloutId(rollout_id), order, who.name, said.reason, seconds)
     )
-    return rollout_detail(rollout, given.clock())
+    return rollout_detail(rollout, given.clock(), given.roll(rollout))
 
 
 def within(policy: Policy, who: Principal) -> Policy:

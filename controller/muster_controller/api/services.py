@@ -11,7 +11,7 @@ from fastapi import Depends, Request
 from muster_controller.alerts.desk import AlertDesk
 from muster_controller.api.authentication import Edge, Who
 from muster_controller.api.hub import Hub
-from muster_controller.api.kept import Kept
+from muster_controller.api.rollout_presence import Seats
 from muster_controller.api.rollout_views import rollout_summary
 from muster_controller.api.schemas import ExpiryView, Status, VersionView
 from muster_controller.api.standing import sums
@@ -19,6 +19,7 @@ from muster_controller.api.views import newest_baselines
 from muster_controller.audit.book import AuditBook
 from muster_controller.calling import CallDesk
 from muster_controller.core.metrics.statement import markdown
+from muster_controller.core.rollout.roll import Roll, roll_of
 from muster_controller.core.rollout.state import Rollout
 from muster_controller.core.selector import parse
 from muster_controller.db.device_samples import DeviceSamples
@@ -93,7 +94,7 @@ class Services:
     page_certificate: Path | None = None
     """The file with the certificate of page and API; None: they speak plain HTTP."""
     served: Served = field(default_factory=Served)
-    kept: Kept = field(default_factory=Kept)
+    seats: Seats = field(default_factory=Seats)
     rehearsals: Rehearsals = field(default_factory=Rehearsals)
 
     def seen_by(self, who: Principal) -> "Services":
@@ -149,6 +150,13 @@ class Services:
         if found not in self.committed().running and not self.reader.has_rollout(found):
             raise NotFound("rollout", found)
         return found
+
+    def roll(self, rollout: Rollout) -> Roll:
+        """Return the roll of a rollout that these services returned: followed where it is, else taken now."""
+        fleet = self.committed()
+        if fleet.running.get(rollout.id) is rollout and rollout.id in fleet.rolls:
+            return fleet.rolls[rollout.id]
+        return self.reader.ended.roll(rollout) or roll_of(rollout)
 
     def find_rollout(self, rollout: RolloutId) -> Rollout | None:
         return self.committed().running.get(rollout) or self.reader.rollout(rollout)

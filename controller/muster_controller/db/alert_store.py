@@ -5,6 +5,7 @@ acknowledges in the moment of a look loses nothing.
 """
 
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
@@ -147,7 +148,8 @@ class AlertStore:
         now = self._clock()
         values = {name: getattr(silence, name) for name in silence.__dataclass_fields__}
         values |= {name: text(values[name]) for name in ("rule", "subject", "reason")}
-        said = f"{silence.rule or 'every rule'}, {silence.subject or 'every subject'}, until {silence.ends_at:.0f}"
+        until = datetime.fromtimestamp(silence.ends_at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        said = f"{silence.rule or 'every rule'}, {silence.subject or 'every subject'}, until {until}"
         with self._side.transaction() as connection:
             many = select(func.count()).select_from(_SILENCE).where(_SILENCE.c.ends_at > now)
             if connection.execute(many).scalar_one() >= SILENCES_MAX:

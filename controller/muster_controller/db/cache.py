@@ -14,9 +14,10 @@ from typing import TypeVar
 
 import immutables
 
+from muster_controller.core.rollout.roll import Roll, followed, roll_of
 from muster_controller.core.rollout.state import ENDED, Rollout
-from muster_controller.core.rollout.tally import Tally, followed, tally_of
 from muster_controller.db.draft import BaselineKey, Draft, SavedRollout, newest_first
+from muster_controller.db.ended import Ended
 from muster_controller.db.snapshot import Committed, Touched
 from muster_controller.fleet_index.index import Change, FleetIndex, index_of
 from muster_controller.ports import Baseline, Desired, Device
@@ -24,7 +25,6 @@ from muster_shared.ids import DeviceId, EventId, ModelName, RolloutId
 
 T = TypeVar("T")
 
-ENDED_CACHED = 64  # Ended rollouts kept at hand: late devices ask for the one of their baseline again and again.
 EVENTS_REMEMBERED = 100_000  # Ids of events kept at hand, so that a repeated one costs no look into the database.
 
 
@@ -40,16 +40,16 @@ class Loaded:
 
 
 class Cache:
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, ended: Ended) -> None:
         self._loaded = loaded
-        self._ended: OrderedDict[RolloutId, Rollout] = OrderedDict()
+        self._ended = ended
         self._events: OrderedDict[EventId, None] = OrderedDict()
         self._lock = threading.Lock()  # Guards what follows, and `_loaded`, against `committed`.
         self._committed: Committed | None = None
         self._device_map: immutables.Map[DeviceId, Device] = immutables.Map(loaded.devices)
         self._desired_map: immutables.Map[DeviceId, Desired] = immutables.Map(loaded.desired)
         self._index: FleetIndex = index_of(loaded.devices, loaded.desired)
-        self._tallies = _tallies(loaded)
+        self._rolls = _rolls(loaded)
 
     @property
     def generation(self) -> int:
@@ -71,16 +71,6 @@ class Cache:
     def running(self) -> dict[RolloutId, Rollout]:
         return self._loaded.running
 
-    def ended(self, rollout: RolloutId) -> Rollout | None:
-        if rollout in self._ended:
-            self._ended.move_to_end(rollout)
-        return self._ended.get(rollout)
-
-    def keep_ended(self, rollout: Rollout) -> None:
-        self._ended[rollout.id] = rollout
-        while len(self._ended) > ENDED_CACHED:
-            self._ended.popitem(last=False)
-
     def has_event(self, event: EventId) -> bool:
         return event in self._events
 
@@ -101,13 +91,17 @@ class Cache:
                     MappingProxyType(by_model),
                     MappingProxyType(dict(self.running)),
                     self._index.view(),
-                    MappingProxyType(dict(self._tallies)),
+                    MappingProxyType({key: roll.tally for key, roll in self._rolls.items()}),
+                    MappingProxyType(dict(self._rolls)),
                 )
             return self._committed
 
     def adopt(self, draft: Draft, generation: int) -> Touched:
         """Follow a commit of `draft` that brought the database to `generation`."""
-        tallies = {key: self._tally(saved) for key, saved in draft.rollouts.items() if saved.after.state not in ENDED}
+        ended = {key: self._roll(saved) for key, saved in draft.rollouts.items() if saved.after.state in ENDED}
+        rolls = {
+            key: self._roll(saved) or roll_of(saved.after) for key, saved in draft.rollouts.items() if key not in ended
+        }
         with self._lock:
             self._index.apply(self._changes(draft))
             self._device_map = _follow(self.devices, self._device_map, draft.devices)
@@ -115,13 +109,12 @@ class Cache:
             self.baselines.update(draft.baselines)
             for key, saved in draft.rollouts.items():
                 self.running.pop(key, None)
-                self._tallies.pop(key, None)
-                self._ended.pop(key, None)
+                self._rolls.pop(key, None)
                 if saved.after.state in ENDED:
-                    self.keep_ended(saved.after)
+                    self._ended.wrote(saved.after, ended[key])
                 else:
-                    self.running[key] = saved.after
-            self._tallies.update(tallies)
+                    self._ended.drop(key)
+                    self.running[key], self._rolls[key] = saved.after, rolls[key]
             self._moved_to(generation)
         self._events.update(dict.fromkeys(draft.events))
         while len(self._events) > EVENTS_REMEMBERED:
@@ -137,11 +130,11 @@ class Cache:
         """Forget everything for what another process left, and say what differs."""
         before = self._loaded
         devices, desired = immutables.Map(loaded.devices), immutables.Map(loaded.desired)
-        index, tallies = index_of(loaded.devices, loaded.desired), _tallies(loaded)
+        index, rolls = index_of(loaded.devices, loaded.desired), _rolls(loaded)
         with self._lock:
             self._loaded = loaded
             self._device_map, self._desired_map, self._index = devices, desired, index
-            self._tallies = tallies
+            self._rolls = rolls
             self._committed = None
         self._ended.clear()
         self._events.clear()
@@ -161,12 +154,13 @@ class Cache:
             device, desired = self.devices.get(key), self.desired.get(key)
             yield Change(key, device, desired, draft.devices.get(key, device), draft.desired.get(key, desired))
 
-    def _tally(self, saved: SavedRollout) -> Tally:
-        """Follow what is known of the very rollout that was changed; count anything else."""
-        key, before = saved.after.id, saved.before
-        if before is None or key not in self._tallies or self.running.get(key) is not before:
-            return tally_of(saved.after)
-        return followed(self._tallies[key], before, saved.after, saved.changes)
+    def _roll(self, saved: SavedRollout) -> Roll | None:
+        """Follow what is known of the very rollout that was changed; None: whoever needs it has to take it."""
+        before = saved.before
+        if before is None:
+            return None
+        roll = self._rolls.get(before.id) if self.running.get(before.id) is before else self._ended.known(before)
+        return None if roll is None else followed(roll, before, saved.after, saved.changes)
 
     def _moved_to(self, generation: int) -> None:
         held = self._loaded
@@ -174,8 +168,8 @@ class Cache:
         self._committed = None
 
 
-def _tallies(loaded: Loaded) -> dict[RolloutId, Tally]:
-    return {key: tally_of(rollout) for key, rollout in loaded.running.items()}
+def _rolls(loaded: Loaded) -> dict[RolloutId, Roll]:
+    return {key: roll_of(rollout) for key, rollout in loaded.running.items()}
 
 
 def _follow(

@@ -58,7 +58,7 @@ class SqlLedger:
         self._writer = self._database.open_writer()
         migrate(self._writer, self._database)
         self.reader = LedgerReader(self._database)
-        self._cache = Cache(self.reader.everything())
+        self._cache = Cache(self.reader.everything(), self.reader.ended)
         self._is_in_doubt = False
         """Whether the database may have moved without the cache: a commit was cut off, or a look at it failed."""
         self._drafts: list[Draft] = []
@@ -219,12 +219,7 @@ class SqlLedger:
         for draft in reversed(self._drafts):
             if rollout in draft.rollouts:
                 return draft.rollouts[rollout].after
-        found = self._cache.running.get(rollout) or self._cache.ended(rollout)
-        if found is None:
-            found = self.reader.rollout(rollout)
-            if found is not None and found.state in ENDED:
-                self._cache.keep_ended(found)
-        return found
+        return self._cache.running.get(rollout) or self.reader.rollout(rollout)
 
     def rollouts(self, *, running: bool) -> Sequence[Rollout]:
         """Return all rollouts, newest first, or only those that have not ended."""

@@ -16,6 +16,7 @@ from muster_controller.core.rollout.events import Plot
 from muster_controller.core.rollout.state import ENDED, Rollout
 from muster_controller.db import rollout_rows, rollout_sums, rows
 from muster_controller.db.cache import Loaded
+from muster_controller.db.ended import DEVICES_MAX, ROLLOUTS_MAX, Ended
 from muster_controller.db.engine import Database
 from muster_controller.db.tables import (
     BaselineRow,
@@ -39,6 +40,8 @@ from muster_shared.ids import DeviceId, EventId, RolloutId
 from muster_shared.messages import Event
 
 R = TypeVar("R", bound=Row)
+
+WARM_FROM = 5000  # Devices; what is smaller is read in a tenth of a second.
 
 _RUNNING = col(RolloutRow.state).not_in([state.value for state in ENDED])
 
@@ -75,6 +78,8 @@ class LedgerReader:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._engine: Engine = database.open_reader()
+        self.ended = Ended()
+        """Kept true by whoever writes through the same ledger."""
 
     def close(self) -> None:
         self._engine.dispose()
@@ -101,8 +106,35 @@ class LedgerReader:
     # -- rollouts ----------------------------------------------------------------------------------------------------
 
     def rollout(self, rollout: RolloutId) -> Rollout | None:
+        found = self.ended.get(rollout)
+        if found is not None:
+            return found
+        moment = self.ended.moment(rollout)
         with self._connection() as connection:
-            return next(iter(_rollouts(connection, col(RolloutRow.id) == rollout)), None)
+            found = next(iter(_rollouts(connection, col(RolloutRow.id) == rollout)), None)
+        if found is not None and found.state in ENDED:
+            self.ended.offer(found, moment)
+        return found
+
+    def warm(self) -> list[RolloutId]:
+        """Have the newest ended rollouts at hand that take long to read, and return which. It takes seconds each."""
+        columns, members = table(RolloutRow).c, table(MemberRow).c
+        newest = select(columns.id).where(~_RUNNING).order_by(columns.created_at.desc()).limit(ROLLOUTS_MAX)
+        with self._connection() as connection:
+            sizes = {
+                RolloutId(row.id): connection.execute(
+                    select(func.count()).select_from(table(MemberRow)).where(members.rollout == row.id)
+                ).scalar_one()
+                for row in connection.execute(newest).all()
+            }
+        found: list[RolloutId] = []
+        left = DEVICES_MAX
+        for name, size in sizes.items():
+            if WARM_FROM <= size <= left and (rollout := self.rollout(name)) is not None:
+                left -= len(rollout.members) + len(rollout.controls)
+                self.ended.roll(rollout)
+                found.append(name)
+        return found
 
     def rollouts(
         self,

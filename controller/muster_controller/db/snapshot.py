@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from muster_controller.core.rollout.roll import Roll
 from muster_controller.core.rollout.state import Rollout
 from muster_controller.core.rollout.tally import Tally
 from muster_controller.fleet_index.index import index_of
@@ -25,6 +26,8 @@ class Committed:
     """The devices by what holds for them; None: made when it is asked for."""
     tallies: Mapping[RolloutId, Tally] = field(default_factory=dict)
     """Of those that run; one that is missing has to be counted."""
+    rolls: Mapping[RolloutId, Roll] = field(default_factory=dict)
+    """Of those that run; one that is missing has to be taken."""
 
     @cached_property
     def view(self) -> FleetView:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, floor, log10, sqrt
+from typing import TypeGuard
 
 from muster_controller.api.report import POINTS_MAX, thinned, wilson
 from muster_controller.api.rollout_views import member_views, rollout_detail
@@ -11,12 +12,15 @@ from muster_controller.api.schemas import EvidencePointView, RolloutDetail
 from muster_controller.api.schemas.rollout_report import RolloutReport, ShareView
 from muster_controller.api.schemas.rollouts import MemberView, StratumView, WaveView
 from muster_controller.core.gate.strata import LATENCY_STEP
-from muster_controller.core.rollout.explain import Explained, Why
-from muster_controller.core.rollout.state import ENDED, Outcome, Rollout, RolloutState
+from muster_controller.core.rollout.explain import Why
+from muster_controller.core.rollout.outlook import is_waiting
+from muster_controller.core.rollout.roll import Roll, roll_of
+from muster_controller.core.rollout.state import ENDED, Rollout, RolloutState
+from muster_controller.core.rollout.words import devices
 from muster_controller.web.actions import ActionPanel, actions
 from muster_controller.web.charts import Segment, segments
 from muster_controller.web.plots import Axis, Mark, Plot, Series, Shape, Tone
-from muster_controller.web.present import number
+from muster_controller.web.present import number, words
 from muster_shared.messages import Step
 
 SQUARES_MAX = 1200  # Squares a rollout; more would be dust, and a bar says it better.
@@ -82,27 +86,79 @@ class RolloutPanel:
     metrics: tuple[MetricRow, ...]
     actions: tuple[ActionPanel, ...] = field(default=())
 
+    @property
+    def policy(self) -> tuple[tuple[str, str], ...]:
+        return policy_rows(self.detail.policy_written)
+
 
 def rollout_panel(
-    rollout: Rollout, points: Sequence[EvidencePointView], now: float, sees: Callable[[str], bool] = lambda _: True
+    rollout: Rollout,
+    points: Sequence[EvidencePointView],
+    now: float,
+    sees: Callable[[str], bool] = lambda _: True,
+    roll: Roll | None = None,
 ) -> RolloutPanel:
-    """Return one rollout with its waves, squares, evidence and what can be ordered. `sees`: who may be named."""
-    detail = rollout_detail(rollout, now)
+    """Return one rollout with its waves, squares, evidence and what can be ordered.
+
+    Args:
+        sees: who may be named.
+        roll: of the rollout, where it is at hand.
+    """
+    roll = roll_of(rollout) if roll is None else roll
+    detail = rollout_detail(rollout, now, roll)
     counts = detail.counts
     return RolloutPanel(
         detail=detail,
         headline=headline(detail),
         share=(counts.good + counts.bad) / counts.devices if counts.devices else 0.0,
-        waves=_wave_panels(rollout, detail.wave_views, sees),
+        waves=_wave_panels(rollout, roll, detail.wave_views, sees),
         plot=evidence_plot(detail, points, now),
         metrics=metric_rows(detail),
-        actions=actions(rollout, now),
+        actions=actions(rollout, now, roll),
     )
 
 
 def headline(detail: RolloutDetail) -> str:
     before = "" if detail.previous is None else f" over {detail.previous}"
     return f"{detail.model} {detail.version}{before}"
+
+
+def policy_rows(written: Mapping[str, object]) -> tuple[tuple[str, str], ...]:
+    """Return what a policy says beyond its defaults, as names and values that people read."""
+    return tuple(
+        (words(name.removesuffix("_s")), _length(value) if name.endswith("_s") and _is_number(value) else _told(value))
+        for name, value in written.items()
+    )
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _length(seconds: float) -> str:
+    """Return a time in the largest unit that says it exactly."""
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds and seconds % size == 0:
+            return f"{seconds / size:g} {unit}"
+    return f"{seconds:g} s"
+
+
+def _told(value: object) -> str:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:g}"
+        case Mapping():
+            pairs = policy_rows({str(name): each for name, each in value.items()})
+            return ", ".join(f"{name} {each}" for name, each in pairs) or "none"
+        case list() | tuple():
+            joint = "; " if any(isinstance(each, Mapping) for each in value) else ", "
+            return joint.join(_told(each) for each in value) or "none"
+        case None:
+            return "none"
+        case _:
+            return str(value)
 
 
 # -- evidence ------------------------------------------------------------------------------------------------------
@@ -239,7 +295,7 @@ def arms_plot(rollout: str, rows: Sequence[ArmRow]) -> Plot:
         words="Failed devices of each class, in percent, of those that have the release and of those held back.",
         series=(
             bars("treated", Tone.ACCENT, [row.treated for row in rows]),
-            bars("held back", Tone.IDLE, [row.controls for row in rows]),
+            bars("held back", Tone.V5, [row.controls for row in rows]),
         ),
         x=Axis.NAME,
         names=[row.name for row in rows],
@@ -252,12 +308,15 @@ def arms_plot(rollout: str, rows: Sequence[ArmRow]) -> Plot:
 # -- waves and devices ---------------------------------------------------------------------------------------------
 
 
-def waiting_counts(waiting: Sequence[Explained]) -> tuple[tuple[Why, int], ...]:
-    """Return for how many devices each reason holds, the most frequent first."""
-    return tuple(Counter(found.why for found in waiting).most_common())
+def waiting_counts(counts: Mapping[Why, int]) -> tuple[tuple[Why, int], ...]:
+    """Return for how many devices each reason holds, the most frequent first, without those under way."""
+    found = [(why, count) for why, count in counts.items() if why not in UNDER_WAY]
+    return tuple(sorted(found, key=lambda each: (-each[1], each[0].value)))
 
 
-def _wave_panels(rollout: Rollout, views: Sequence[WaveView], sees: Callable[[str], bool]) -> tuple[WavePanel, ...]:
+def _wave_panels(
+    rollout: Rollout, roll: Roll, views: Sequence[WaveView], sees: Callable[[str], bool]
+) -> tuple[WavePanel, ...]:
     draws_squares = len(rollout.members) + len(rollout.controls) <= SQUARES_MAX
     members: dict[int | None, list[Square]] = {}
     for view in member_views(rollout) if draws_squares else ():
@@ -276,7 +335,7 @@ def _wave_panels(rollout: Rollout, views: Sequence[WaveView], sees: Callable[[st
             WavePanel(
                 name=f"Wave {wave.wave + 1}",
                 state="current" if is_current else "done",
-                words=f"{wave.devices} devices: {wave.good} good, {wave.bad} bad{pending}{held}",
+                words=f"{devices(wave.devices)}: {wave.good} good, {wave.bad} bad{pending}{held}",
                 squares=tuple(members.get(wave.wave, ())),
                 bar=segments(
                     (("good", wave.good), ("bad", wave.bad), ("pending", wave.pending), ("waiting", wave.queued))
@@ -285,12 +344,12 @@ def _wave_panels(rollout: Rollout, views: Sequence[WaveView], sees: Callable[[st
                 soak_ends_at=wave.soak_ends_at,
             )
         )
-    left = sum(member.wave is None and member.outcome is Outcome.PENDING for member in rollout.members.values())
+    left = roll.count(is_waiting)
     if left:
         planned = [size for index, size in enumerate(rollout.waves) if index > rollout.wave]
         waves = f" in {len(planned)} waves of {', '.join(map(str, planned))}" if len(planned) > 1 else ""
         is_over = rollout.state in ENDED or rollout.state is RolloutState.ABORTING
-        words = f"{left} devices were not touched" if is_over else f"{left} devices wait{waves}"
+        words = f"{devices(left)} not touched" if is_over else f"{devices(left)} waiting{waves}"
         squares = tuple(members.get(None, ()))
         panels.append(WavePanel("Not begun", "ahead", words, squares, segments((("waiting", left),))))
     return tuple(panels)

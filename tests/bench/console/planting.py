@@ -13,7 +13,7 @@ from muster_controller.acting import Acting
 from muster_controller.audit.audited import Entry
 from muster_controller.core.policy import Policy
 from muster_controller.core.rollout import machine
-from muster_controller.core.rollout.state import Outcome, Rollout, RolloutState
+from muster_controller.core.rollout.state import Outcome, Rollout, RolloutState, assembled, in_order
 from muster_controller.db.audit import append_all
 from muster_controller.db.engine import find_database
 from muster_controller.db.ledger import SqlLedger
@@ -26,6 +26,8 @@ from muster_shared.messages import Event, Hardware, ReleaseRef, Step, StepReache
 
 MODEL = ModelName("digits")
 BATCH = 5000
+ONLINE_EACH = 20
+"""Every so manyth device is online."""
 HISTORY = 300
 MEMBERS = 200
 """Devices of each rollout that ended."""
@@ -45,6 +47,21 @@ RELEASES = tuple(
 
 def name_of(number: int) -> DeviceId:
     return DeviceId(f"device-{number:06d}")
+
+
+def number_of(device: DeviceId) -> int:
+    return int(device.removeprefix("device-"))
+
+
+def step_of(number: int, at: float, sequence: int) -> Event:
+    """Return how far a device came with `running-0`: every such report changes the rollout."""
+    step = StepReached(
+        release=RELEASES[-1],
+        step=(Step.FETCHING, Step.TESTING)[sequence % 2],
+        rollout=RolloutId("running-0"),
+        bytes_fetched=1_000_000 + sequence,
+    )
+    return Event(id=EventId(f"s-{number}-{sequence}-{at}"), device=name_of(number), at=at, body=step)
 
 
 def twin_of(number: int, at: float, sequence: int, boot: str = "b") -> Twin:
@@ -80,7 +97,7 @@ def plant(where: Where, devices: int, now: float) -> None:
                 for number in numbers:
                     seen_at = now - random.random() ** 4 * 10 * DAY_S
                     twin = twin_of(number, seen_at, 1)
-                    ledger.save_device(Device(name_of(number), number % 20 == 0, "b", seen_at, twin))
+                    ledger.save_device(Device(name_of(number), number % ONLINE_EACH == 0, "b", seen_at, twin))
                     wanted = Wanted(ModelAssignment(release=RELEASES[-1]), RolloutId("past-0"), seen_at)
                     ledger.save_desired(
                         Desired(name_of(number), 1, now + 30 * DAY_S, {MODEL: wanted}, b"{}", now - DAY_S)
@@ -91,8 +108,11 @@ def plant(where: Where, devices: int, now: float) -> None:
                 past = _rollout(f"past-{at}", some, now - (HISTORY - at) * 3600.0, random)
                 ledger.save_rollout(_ended(past), None, machine.everything(past))
         with ledger.transaction():
-            running = replace(_rollout("running-0", range(devices), now - 60.0, random), state=RolloutState.PAUSED)
+            running = _begun(_rollout("running-0", range(devices), now - 60.0, random), now)
             ledger.save_rollout(running, None, machine.everything(running))
+        with ledger.transaction():
+            large = _ended(_rollout("large-0", range(devices), now - 30 * DAY_S, random))
+            ledger.save_rollout(large, None, machine.everything(large))
         for numbers in _batches(EVENTS):
             with ledger.transaction():
                 for number in numbers:
@@ -121,6 +141,43 @@ def _rollout(name: str, numbers: Sequence[int], at: float, random: Random) -> Ro
 def _ended(rollout: Rollout) -> Rollout:
     members = {key: replace(each, wave=0, outcome=Outcome.GOOD) for key, each in rollout.members.items()}
     return replace(rollout, state=RolloutState.FINISHED, ended_at=rollout.created_at + 1800.0, members=Map(members))
+
+
+def _begun(rollout: Rollout, now: float) -> Rollout:
+    """Return it in its first wave, of a fifth of the devices: half of them did well, a few badly, the rest are told.
+
+    Those online, who report meanwhile, are among the rest. It is paused, so that nothing but reports changes it.
+    """
+    told = [each for each in in_order(rollout.members.values()) if number_of(each.device) % ONLINE_EACH][
+        : len(rollout.members) // 5
+    ]
+    told += [each for each in rollout.members.values() if not number_of(each.device) % ONLINE_EACH]
+    members = dict(rollout.members)
+    for at, each in enumerate(told):
+        outcome = Outcome.GOOD if at < len(told) // 2 else Outcome.PENDING
+        if at % 500 == 0 and outcome is Outcome.GOOD:
+            outcome = Outcome.BAD
+        members[each.device] = replace(
+            each,
+            wave=0,
+            outcome=outcome,
+            reason="as it should" if outcome is Outcome.GOOD else "",
+            cause="probation" if outcome is Outcome.BAD else "",
+            assigned_at=now - 50.0 + at % 40,
+            deadline_at=now + DAY_S + at % 200,
+            attempt=1,
+            previous=RELEASES[-2],
+            seconds=3.0 + at % 7,
+            bytes_fetched=1_000_000,
+        )
+    header = replace(
+        rollout,
+        state=RolloutState.PAUSED,
+        wave=0,
+        wave_began_at=now - 50.0,
+        waves=(len(told), len(members) - len(told)),
+    )
+    return assembled(header, members.values(), (), {})
 
 
 def _event(number: int, device: int, now: float) -> Event:

@@ -1,6 +1,7 @@
 """The outlook: what a rollout waits for, what happens next, and which orders it would obey. Pure; sentences for people.
 
-Decides nothing: what it says follows from the same values by which `machine` and `orders` decide.
+Decides nothing: what it says follows from the same values by which `machine` and `orders` decide. Wherever a `roll` may
+be given it is that of the rollout, and saves the walk over its devices.
 """
 
 from typing import assert_never
@@ -8,31 +9,34 @@ from typing import assert_never
 from muster_controller.core.rollout.approvals import AT_THE_END, awaited
 from muster_controller.core.rollout.events import Order
 from muster_controller.core.rollout.recall import GIVE_UP_S, is_called
+from muster_controller.core.rollout.roll import Roll, roll_of
 from muster_controller.core.rollout.state import (
     ENDED,
+    Control,
     Member,
     Outcome,
     Pause,
     Rollout,
     RolloutState,
+    due_at,
     is_in_flight,
-    waiting,
 )
 from muster_controller.core.rollout.words import at_time, devices
 
 
-def outlook(rollout: Rollout, now: float) -> str:
+def outlook(rollout: Rollout, now: float, roll: Roll | None = None) -> str:
     """Return what happens next, and what an operator could do about it."""
+    roll = roll_of(rollout) if roll is None else roll
     name = f"wave {rollout.wave + 1}"
     match rollout.state:
         case RolloutState.FINISHED:
-            left = len(waiting(rollout))
+            left = roll.count(is_waiting)
             late = f" {devices(left)} that were not there get it when they are back." if left else ""
             return f"It has finished.{late}"
         case RolloutState.ABORTED:
             return "It is over; a new rollout or `muster rollback` decides what runs next."
         case RolloutState.ABORTING:
-            left = sum(is_called_back(rollout, member) for member in rollout.members.values())
+            left = roll.count(lambda member: is_called_back(rollout, member))
             patience = (rollout.aborting_at or now) + GIVE_UP_S + rollout.policy.deadline_s
             return f"{devices(left)} called back are not back yet; it ends {at_time(patience, now)} at the latest."
         case RolloutState.PAUSED if rollout.pause is Pause.UNDECIDED:
@@ -46,45 +50,42 @@ def outlook(rollout: Rollout, now: float) -> str:
     if rollout.at_once:
         return f"{devices(rollout.in_flight)} were told and have not said that they run {rollout.release.version}."
     if rollout.wave >= 0 and rollout.wave_passed_at is None:
-        deadlines = [
-            deadline
-            for deadline in (
-                *(each.deadline_at for each in rollout.members.values() if is_in_flight(each)),
-                *(each.deadline_at for each in rollout.controls.values() if each.outcome is Outcome.PENDING),
-            )
-            if deadline is not None
-        ]
+        deadlines = [*roll.due(is_in_flight), *roll.due_controls(lambda each: each.outcome is Outcome.PENDING)]
         by = f", by {at_time(max(deadlines), now)} at the latest" if deadlines and not rollout.queue else ""
         queued = f"{devices(len(rollout.queue))} of it wait for their turn; " if rollout.queue else ""
         count = rollout.open.get(rollout.wave, 0)
         return f"{name.capitalize()} is under way: {queued}it is judged when {count:,} more outcomes are in{by}."
     if (soak := soak_ends(rollout, now)) is not None:
         return f"{name.capitalize()} passed; the next begins after its soak time, {at_time(soak, now)}."
-    missing = gate(rollout)
+    missing = gate(rollout, roll)
     if missing is not None:
         return f"{missing[0].upper()}{missing[1:]}. `muster rollout approve {rollout.id}` opens the gate."
     if rollout.wave < 0:
         return "The first wave begins as soon as one of its devices is online."
-    return "The next wave begins at the next look." if waiting(rollout) else "It finishes at the next look."
+    return "The next wave begins at the next look." if roll.count(is_waiting) else "It finishes at the next look."
 
 
-def gate(rollout: Rollout) -> str | None:
+def gate(rollout: Rollout, roll: Roll | None = None) -> str | None:
     """Return which approval the rollout waits for now, or will before its next wave; None: none."""
     if rollout.state in ENDED or rollout.state is RolloutState.ABORTING:
         return None
-    is_finish = rollout.reason.startswith(AT_THE_END) or not waiting(rollout)
+    if not rollout.policy.approvals:
+        return None
+    is_left = any(map(is_waiting, rollout.members.values())) if roll is None else bool(roll.count(is_waiting))
+    is_finish = rollout.reason.startswith(AT_THE_END) or not is_left
     found = awaited(rollout, is_finish=is_finish)
     return None if found is None else found[1]
 
 
-def is_gate_reached(rollout: Rollout, now: float) -> bool:
+def is_gate_reached(rollout: Rollout, now: float, roll: Roll | None = None) -> bool:
     """Return whether nothing but an approval holds the next wave, or the end, now."""
     is_between = rollout.wave < 0 or (rollout.wave_passed_at is not None and soak_ends(rollout, now) is None)
-    return rollout.state is RolloutState.RUNNING and is_between and gate(rollout) is not None
+    return rollout.state is RolloutState.RUNNING and is_between and gate(rollout, roll) is not None
 
 
-def orders(rollout: Rollout, now: float) -> tuple[Order, ...]:
+def orders(rollout: Rollout, now: float, roll: Roll | None = None) -> tuple[Order, ...]:
     """Return the orders that the rollout would obey now, as `core.rollout.orders` has it."""
+    roll = roll_of(rollout) if roll is None else roll
     match rollout.state:
         case RolloutState.RUNNING:
             found = [Order.PAUSE]
@@ -98,26 +99,40 @@ def orders(rollout: Rollout, now: float) -> tuple[Order, ...]:
             assert_never(rollout.state)
     if any(each.treated for (wave, _), each in rollout.strata.items() if wave == rollout.wave):
         found.append(Order.SKIP)
-    if any(_may_retry(each, now) for each in rollout.members.values()):
+    if _may_retry(roll, now):
         found.append(Order.RETRY)
-    if _may_extend(rollout):
+    if roll.count(is_extendable) or roll.count_controls(is_watched):
         found.append(Order.EXTEND)
-    if gate(rollout) is not None:
+    # With the next wave approved already, the end may be approved ahead.
+    if gate(rollout, roll) is not None or awaited(rollout, is_finish=awaited(rollout) is None) is not None:
         found.append(Order.APPROVE)
     return (*found, Order.ABORT)
 
 
-def _may_retry(member: Member, now: float) -> bool:
-    if member.outcome is not Outcome.BAD or not member.is_touched or member.is_taken:
-        return False
-    return member.second is not Outcome.PENDING or now >= (member.deadline_at or 0.0)
+def _may_retry(roll: Roll, now: float) -> bool:
+    """Return whether somebody failed who is not trying again, or was silent this time, too."""
 
+    def failed(member: Member) -> bool:
+        return member.outcome is Outcome.BAD and member.is_touched and not member.is_taken
 
-def _may_extend(rollout: Rollout) -> bool:
-    if any(control.outcome is Outcome.PENDING and control.deadline_at for control in rollout.controls.values()):
+    if roll.count(lambda member: failed(member) and member.second is not Outcome.PENDING):
         return True
-    flying = (member for member in rollout.members.values() if is_in_flight(member))
-    return any(member.deadline_at is not None and member.retry_at is None for member in flying)
+    return any(at <= now for at in roll.due(failed))
+
+
+def is_waiting(member: Member) -> bool:
+    """Return whether no wave has taken it yet."""
+    return member.wave is None and member.outcome is Outcome.PENDING
+
+
+def is_extendable(member: Member) -> bool:
+    """Return whether an extension moves its deadline."""
+    return is_in_flight(member) and member.deadline_at is not None and member.retry_at is None
+
+
+def is_watched(control: Control) -> bool:
+    """Return whether it is held back and told, and has not reported: an extension moves its deadline, too."""
+    return due_at(control) is not None
 
 
 def soak_ends(rollout: Rollout, now: float) -> float | None:

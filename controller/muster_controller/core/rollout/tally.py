@@ -1,7 +1,6 @@
-"""The tally: how many devices of a rollout stand how, counted once and then followed from change to change. Pure.
+"""The tally: how many devices of a rollout stand how. Pure.
 
-What one device counts as is said here alone. It knows no clock and no rows: who commits a change says which devices it
-names.
+What one device counts as is said here alone. Who follows a rollout from change to change has it of the `roll`.
 """
 
 from collections import Counter
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from muster_controller.core.rollout.alike import Alike, one_by_one
-from muster_controller.core.rollout.events import Changes
 from muster_controller.core.rollout.state import Control, Member, Outcome, Rollout, is_in_flight, is_queued
 
 _OUTCOME = "outcome "
@@ -39,25 +37,6 @@ def tallied(devices: Iterable[Alike]) -> Tally:
 def tally_of(rollout: Rollout) -> Tally:
     """Count every device of `rollout`."""
     return tallied(one_by_one(rollout))
-
-
-def followed(tally: Tally, before: Rollout, after: Rollout, changes: Changes) -> Tally:
-    """Return the tally of `after`, which differs from `before` in the devices alone that `changes` names.
-
-    Args:
-        tally: That of `before`.
-    """
-    if not changes.members and not changes.controls:
-        return tally
-    found = Counter[str](tally.counts)
-    for rollout, sign in ((before, -1), (after, 1)):
-        for device in changes.members:
-            if (member := rollout.members.get(device)) is not None:
-                _count(found, member, sign, sign * member.bytes_fetched)
-        for key in changes.controls:
-            if (control := rollout.controls.get(key)) is not None:
-                _count(found, control, sign, 0)
-    return _kept(found)
 
 
 def _count(found: Counter[str], each: Member | Control, count: int, fetched: int) -> None:

@@ -1,32 +1,25 @@
 """Pages of rollouts: all of them, and one of them live. Creating one and going back is `rollout_new`'s."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from fastapi import Query, Request
 from fastapi.responses import HTMLResponse
 
-from muster_controller.api.paging import Offset, paged
-from muster_controller.api.rollout_views import (
-    arm_of,
-    everybody,
-    member_view,
-    point_view,
-    presences,
-    waiting_views,
-)
+from muster_controller.api.paging import Offset, cut
+from muster_controller.api.rollout_presence import in_sight, present
+from muster_controller.api.rollout_views import arm_of, listed, member_view, point_view, waiting_views
 from muster_controller.api.rollouts import list_rollouts
 from muster_controller.api.schemas.rollouts import OutcomeWord
 from muster_controller.api.services import Given, Services
 from muster_controller.api.views import note_view
 from muster_controller.core.rollout.events import Order
-from muster_controller.core.rollout.explain import Explained, Presence, who_waits
 from muster_controller.core.rollout.state import Control, Member, Outcome, Rollout, RolloutState
+from muster_controller.core.rollout.waiting import waiting_of
 from muster_controller.operators.roles import GRANTS, Permission, Principal, inside
 from muster_controller.web import rollout_present
 from muster_controller.web.frame import pages, render
-from muster_shared.ids import DeviceId, RolloutId
+from muster_shared.ids import RolloutId
 
 ROLLOUTS_SHOWN = 50
 MEMBERS_SHOWN = 50
@@ -51,13 +44,13 @@ class Filter:
     text: str
 
     def fits(self, each: Member | Control) -> bool:
+        """Return whether devices such as `each` are listed; the text is asked of their names apart."""
         arm = arm_of(each)
         return (
             # Without a wish those are listed that a wave has taken.
             (self.arm == arm or (self.arm is None and (arm != "waiting" or bool(self.text))))
             and self.outcome in (None, each.outcome.value)
             and (self.wave is None or each.wave == self.wave - 1)
-            and (not self.text or self.text in each.device.lower())
         )
 
 
@@ -104,10 +97,23 @@ def rollout_page(
     rollout, now = given.rollout(RolloutId(rollout_id)), given.clock()
     filters = {"outcome": outcome, "wave": wave, "arm": arm, "q": q, "why": why}
     chosen = Filter(_outcome(outcome), int(wave) if wave else None, _arm(arm), q.strip().lower())
-    found = (each for each in everybody(rollout) if chosen.fits(each) and given.sees(each.device))
-    members, members_next = paged(found, cursor, MEMBERS_SHOWN)
-    presence, waits = given.kept.of("waiting", given.eyes, rollout, lambda: _waiting(given, rollout, now))
-    lines, waiting_next = paged((each for each in waits if why in ("", each.why.value)), waiting, WAITING_SHOWN)
+    roll = given.roll(rollout)
+    found = listed(
+        rollout,
+        roll,
+        chosen.fits,
+        text=chosen.text,
+        in_sight=in_sight(given.committed(), roll, given.seats),
+        sees=given.sees,
+        start=int(cursor or 0),
+        most=MEMBERS_SHOWN + 1,
+    )
+    members, members_next = cut(found, cursor, MEMBERS_SHOWN)
+    there = present(given.committed(), roll, given.holds.all(), given.seats)
+    waits = waiting_of(rollout, roll, there, now)
+    # Those under way stand among the devices of their wave.
+    whys = [each for each in waits.places if each not in rollout_present.UNDER_WAY and why in ("", each.value)]
+    lines, waiting_next = cut(waits.lines(int(waiting or 0), WAITING_SHOWN + 1, whys), waiting, WAITING_SHOWN)
     panel = panel_of(given, rollout, now)
     return render(
         request,
@@ -119,9 +125,9 @@ def rollout_page(
         filters=filters,
         is_filtered=any(filters[name] for name in ("outcome", "wave", "arm", "q")),
         outcomes=[each.value for each in Outcome],
-        waiting=waiting_views(rollout, presence, lines),
+        waiting=waiting_views(rollout, roll, lines, there),
         waiting_next=waiting_next,
-        waiting_counts=rollout_present.waiting_counts(waits),
+        waiting_counts=rollout_present.waiting_counts(waits.counts),
         notes=[note_view(entry) for entry in given.reader.notes(subject=rollout.id, limit=NOTES_SHOWN)],
         may_begin=may(given.viewer, Permission.OPERATE),
         may_go_back=may_go_back(given),
@@ -132,12 +138,8 @@ def rollout_page(
 
 def panel_of(given: Services, rollout: Rollout, now: float) -> rollout_present.RolloutPanel:
     """Return what is drawn of `rollout`, with the buttons that this viewer may press."""
-
-    def drawn() -> rollout_present.RolloutPanel:
-        points = [point_view(point) for point in given.reader.points(rollout.id)]
-        return rollout_present.rollout_panel(rollout, points, now, given.sees)
-
-    panel = given.kept.of("panel", given.eyes, rollout, drawn)
+    points = [point_view(point) for point in given.reader.points(rollout.id)]
+    panel = rollout_present.rollout_panel(rollout, points, now, given.sees, given.roll(rollout))
     return replace(
         panel, actions=tuple(each for each in panel.actions if _may_order(given.viewer, rollout, each.order))
     )
@@ -158,16 +160,6 @@ def _may_order(who: Principal | None, rollout: Rollout, order: Order) -> bool:
         return False
     wanted = {Permission.OPERATE, Permission.APPROVE} if order is Order.APPROVE else {Permission.OPERATE}
     return wanted <= GRANTS[who.role]
-
-
-def _waiting(given: Services, rollout: Rollout, now: float) -> tuple[Mapping[DeviceId, Presence], Sequence[Explained]]:
-    """Return how devices are, and who waits, without those under way: these stand among the devices of their wave."""
-    presence = presences(given.committed().devices, rollout, given.holds)
-    return presence, [
-        each
-        for each in who_waits(rollout, presence, now)
-        if each.why not in rollout_present.UNDER_WAY and given.sees(each.device)
-    ]
 
 
 def _outcome(word: str) -> OutcomeWord | None:
