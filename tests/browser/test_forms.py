@@ -135,6 +135,7 @@ def test_an_objective_is_set_and_removed(visit: Visits, troubles: list[str]) -> 
     row = page.locator("#objectives tbody tr").filter(has_text="quick")
     expect(row).to_contain_text("95 %")
     row.get_by_role("button", name="Remove").click()
+    row.locator("dialog button[type=submit]").click()
     expect(row).to_have_count(0)
     assert troubles == []
 
@@ -177,7 +178,8 @@ def test_labels_of_the_devices_that_are_shown_are_edited(visit: Visits, demo: De
     page = visit(f"/devices?q={device}")
     page.get_by_role("button", name="Edit labels").click()
     dialog = page.locator("#label-edit")
-    expect(dialog).to_contain_text("device")
+    expect(page.locator("#label-edit-title")).to_have_text("Edit the labels of 1 device?")
+    expect(dialog.locator("button[type=submit]")).to_have_text("Change 1")
     page.fill("#label-edit-changes", "site=oslo, shelf=3")
     page.fill("#label-edit-reason", "it moved")
     dialog.locator("button[type=submit]").click()
@@ -186,6 +188,8 @@ def test_labels_of_the_devices_that_are_shown_are_edited(visit: Visits, demo: De
     page.goto("/devices?selector=shelf%3D3,site%3Doslo")
     expect(page.locator(f"#row-{device}")).to_be_visible()
     page.click(f"#row-{device}")
+    page.wait_for_url(f"**/devices/{device}")
+    page.wait_for_selector("#link[data-state=live]")  # Before, nothing hears the button.
     page.click("#labels-edit")
     page.fill("#labels-changes", "shelf-, site-")
     page.locator("#labels-dialog button[type=submit]").click()

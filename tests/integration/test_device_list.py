@@ -119,8 +119,8 @@ def test_the_page_says_what_is_wrong_with_a_filter(desk: Desk) -> None:
 
 
 def test_the_selector_is_completed_from_what_there_is(desk: Desk) -> None:
-    keys = desk.page("/devices/complete?selector=hw/class%3Dnuc,si").text
-    values = desk.page("/devices/complete?selector=site%3D").text
+    keys = desk.page("/complete/selector?selector=hw/class%3Dnuc,si").text
+    values = desk.page("/complete/selector?selector=site%3D").text
 
     assert 'value="hw/class=nuc,site"' in keys
     assert 'value="site=oslo"' in values
@@ -128,7 +128,7 @@ def test_the_selector_is_completed_from_what_there_is(desk: Desk) -> None:
 
 
 def test_the_map_of_labels_crosses_two(desk: Desk) -> None:
-    page = desk.page("/devices/labels?by=site&and=hw/class").text
+    page = desk.page("/labels?by=site&and=hw/class").text
 
     assert "Devices by site and hw/class" in page
     assert "label=site%3Doslo&amp;label=hw%2Fclass%3Dpi5" in page

@@ -10,6 +10,7 @@ from harness.desk import Desk, open_desk
 
 pytestmark = pytest.mark.broker
 
+JSON = {"Content-Type": "application/json"}  # A DELETE has no body, but says that it is no form.
 OBJECTIVE = {"model": "digits", "indicator": "availability", "target": 0.999}
 
 
@@ -106,6 +107,40 @@ def test_a_change_of_what_somebody_else_changed_is_refused(desk: Desk) -> None:
     assert first.status_code in (200, 204), first.text
     assert second.status_code == 412
     assert desk.http.get("/objectives/shared").json()["target"] == 0.99
+
+
+@pytest.mark.parametrize("wanted", ["*", '"0123456789abcdef0123456789abcdef"'])
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+def test_what_is_not_there_fits_no_if_match(desk: Desk, method: str, wanted: str) -> None:
+    body = OBJECTIVE if method == "PUT" else None
+
+    found = desk.http.request(method, "/objectives/nowhere", json=body, headers={"If-Match": wanted, **JSON})
+
+    assert found.status_code == 412, found.text
+    assert "nothing here" in found.json()["detail"]
+    assert desk.http.get("/objectives/nowhere").status_code == 404
+
+
+def test_a_star_fits_whatever_is_there(desk: Desk) -> None:
+    desk.http.put("/objectives/starred", json=OBJECTIVE)
+
+    found = desk.http.put("/objectives/starred", json={**OBJECTIVE, "target": 0.9}, headers={"If-Match": "*"})
+
+    assert found.status_code in (200, 204), found.text
+    assert desk.http.get("/objectives/starred").json()["target"] == 0.9
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+def test_an_order_that_was_carried_out_is_answered_again_though_its_if_match_is_over(desk: Desk, method: str) -> None:
+    desk.http.put("/objectives/again", json=OBJECTIVE)
+    said = {**key(), **JSON, "If-Match": desk.http.get("/objectives/again").headers["etag"]}
+    body = {**OBJECTIVE, "target": 0.99} if method == "PUT" else None
+
+    first, second = (desk.http.request(method, "/objectives/again", json=body, headers=said) for _ in range(2))
+
+    assert first.status_code in (200, 204), first.text
+    assert second.status_code == first.status_code
+    assert second.headers["idempotency-replayed"] == "true"
 
 
 def test_keys_of_others_are_their_own(desk: Desk) -> None:

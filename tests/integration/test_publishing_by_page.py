@@ -162,7 +162,7 @@ def test_where_a_release_serves_is_counted_and_two_are_compared(desk: Desk) -> N
                 f"/models/{MODEL}/versions/2.0.0",
                 f"/models/{MODEL}/compare?before=1.0.0&after=2.0.0",
                 f"/models/{MODEL}/compare",
-                "/models/upload",
+                "/publish",
                 "/keys",
             )
         }
@@ -217,7 +217,7 @@ def test_the_keys_page_tells_of_roles_certificates_and_devices_to_whoever_may_lo
 def test_a_controller_without_metadata_says_the_first_steps(tmp_path: Path) -> None:
     config = ServerConfig(data=tmp_path / "data", fleet=FLEET, port=0, broker_port=0, device_port=0, open_lab=True)
     with Controller(config) as controller, client(controller.url, local_token(config.data)) as http:
-        keys, models, upload = (http.get(controller.url + path) for path in ("/keys", "/models", "/models/upload"))
+        keys, models, upload = (http.get(controller.url + path) for path in ("/keys", "/models", "/publish"))
 
     assert "first-online-keys" in keys.text
     assert "no trust metadata" in models.text
@@ -227,6 +227,6 @@ def test_a_controller_without_metadata_says_the_first_steps(tmp_path: Path) -> N
 def test_the_upload_page_is_for_publishers_alone(desk: Desk) -> None:
     viewer = desk.hire("vic", "viewer")
 
-    assert viewer.get(desk.controller.url + "/models/upload").status_code == 403
-    assert 'data-upload="release"' in desk.page("/models/upload").text
-    assert "/models/upload" not in viewer.get(desk.controller.url + "/models").text
+    assert viewer.get(desk.controller.url + "/publish").status_code == 403
+    assert 'data-upload="release"' in desk.page("/publish").text
+    assert "/publish" not in viewer.get(desk.controller.url + "/models").text

@@ -12,7 +12,10 @@ from jsonschema import Draft202012Validator
 from muster_controller.api import document as openapi
 from muster_controller.api import problems
 from muster_controller.api.described import has_example
+from muster_controller.api.device_export import COLUMNS
 from muster_controller.api.problem_kinds import KINDS, table
+from muster_controller.audit.export import read
+from muster_controller.export.lines import parse_series, parse_sums
 
 ROOT = Path(__file__).parents[2]
 API = ROOT / "controller" / "muster_controller" / "api"
@@ -75,10 +78,22 @@ def test_all_json_has_an_example_that_fits_its_schema() -> None:
 
 
 def test_text_has_an_example_too() -> None:
-    found = [(where, each) for where, media, each in contents() if media.startswith("text/")]
+    kinds = ("text/", "application/x-ndjson")
+    found = [(where, each) for where, media, each in contents() if media.startswith(kinds)]
 
     assert [where for where, each in found if "example" not in each] == []
     assert any("stream" in where for where, _ in found)
+
+
+def test_examples_of_exports_are_lines_that_their_readers_take() -> None:
+    found = {where.split(" ")[1]: each["example"] for where, media, each in contents() if media.endswith("x-ndjson")}
+
+    assert set(found) == {"/api/v1/audit/export", "/api/v1/export/series", "/api/v1/export/sums"}
+    assert [parse_sums(line) for line in found["/api/v1/export/sums"].encode().splitlines()]
+    assert [parse_series(line) for line in found["/api/v1/export/series"].encode().splitlines()]
+    assert list(read(found["/api/v1/audit/export"].encode().splitlines(keepends=True)).items)
+    table = [each["example"] for where, media, each in contents() if media == "text/csv"]
+    assert [text.splitlines()[0].split(",") for text in table] == [list(COLUMNS)]
 
 
 def test_every_example_belongs_to_something() -> None:

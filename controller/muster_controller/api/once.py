@@ -2,7 +2,7 @@
 
     POST, PUT, DELETE below /api with `Idempotency-Key`   the first is carried out; the same again gets the same answer
     GET below /api                                         the answer has an `ETag`; `If-None-Match` saves sending it
-    PUT, DELETE with `If-Match`                            refused where the thing was changed since that `ETag`
+    PUT, DELETE with `If-Match`                            refused where the thing is another by now, or is not there
 
 ASGI middleware behind the guard, which knows the principal. A key that was refused or failed is free again: nothing was
 carried out. (draft-ietf-httpapi-idempotency-key-header; RFC 9110, 13.1.)
@@ -13,6 +13,7 @@ import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import anyio.to_thread
@@ -59,26 +60,13 @@ class Once:
         elif scope["method"] in SAFE:
             await self._app(scope, receive, send)
         else:
-            await self._ordered(scope, receive, send, headers)
-
-    async def _ordered(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
-        wanted = headers.get("if-match")
-        if wanted is None or scope["method"] not in ("PUT", "DELETE"):
-            await self._keyed(scope, receive, send, headers)
-            return
-        async with self._lock(scope["path"]):  # Nobody changes it between the look and the order.
-            current = await self._current(scope)
-            if current is not None and wanted.strip() != "*" and current not in _tags(wanted):
-                error = Stale(f"it was changed since {wanted.strip()[:80]}; look at it again (it is {current} now)")
-                await problem(*classify(error), str(error))(scope, receive, send)
-                return
             await self._keyed(scope, receive, send, headers)
 
     async def _keyed(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
         key, who = headers.get(IDEMPOTENCY_KEY), scope.get("state", {}).get("principal")
         is_bytes = headers.get("content-type", "").startswith("application/octet-stream")
         if key is None or is_bytes or not isinstance(who, Principal):
-            await self._app(scope, receive, send)
+            await self._matched(scope, receive, send, headers)
             return
         if not _KEY.fullmatch(key):
             error = KeyReused(f"an {IDEMPOTENCY_KEY} has 16 to 255 visible ASCII characters, best a random UUID")
@@ -102,7 +90,7 @@ class Once:
             return
         held = _Held(send)
         try:
-            await self._app(scope, _saying(body), held.hear)
+            await self._matched(scope, _saying(body), held.hear, headers)
         finally:
             with anyio.CancelScope(shield=True):  # Kept before it is said: whoever has the answer gets the same again.
                 answer = held.answer()
@@ -114,6 +102,20 @@ class Once:
                 except MusterError as error:  # The order stands; its key is free again after HELD_S.
                     log.warning("answer_not_kept", error=str(error))
         await held.let_go()
+
+    async def _matched(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
+        """Carry an order out where what is there fits its `If-Match`; one that was answered before never comes here."""
+        wanted = headers.get("if-match")
+        if wanted is None or scope["method"] not in ("PUT", "DELETE"):
+            await self._app(scope, receive, send)
+            return
+        async with self._lock(scope["path"]):  # Nobody changes it between the look and the order.
+            current = await self._current(scope)
+            if current.fits(wanted):
+                await self._app(scope, receive, send)
+                return
+        error = Stale(current.refusal(wanted))
+        await problem(*classify(error), str(error))(scope, receive, send)
 
     async def _tagged(self, scope: Scope, receive: Receive, send: Send, known: str | None) -> None:
         """Answer a question with an `ETag`, where it is short and whole."""
@@ -155,18 +157,19 @@ class Once:
 
         await self._app(scope, receive, listening)
 
-    async def _current(self, scope: Scope) -> str | None:
-        """Return the `ETag` of what is there now; None where there is nothing, or it cannot be seen."""
-        found: list[str] = []
+    async def _current(self, scope: Scope) -> "_Current":
+        """Return what GET would say of the path now."""
+        found = _Current(is_there=False, tag=None)
         asked = {**scope, "method": "GET", "query_string": b"", "state": dict(scope.get("state", {}))}
 
         async def listening(message: Message) -> None:
+            nonlocal found
             if message["type"] == "http.response.start":
                 tag = Headers(raw=message["headers"]).get("etag")
-                found.extend([] if tag is None else [tag])
+                found = _Current(is_there=message["status"] == 200, tag=tag)
 
         await self._tagged(asked, _saying(b""), listening, None)
-        return found[0] if found else None
+        return found
 
     def _lock(self, path: str) -> asyncio.Lock:
         lock = self._locks.setdefault(path, asyncio.Lock())
@@ -174,6 +177,24 @@ class Once:
         while len(self._locks) > LOCKS_MAX and not next(iter(self._locks.values())).locked():
             self._locks.popitem(last=False)
         return lock
+
+
+@dataclass(frozen=True)
+class _Current:
+    """What is at a path now: nothing (or nothing that may be seen), or a thing, with its `ETag` where it has one."""
+
+    is_there: bool
+    tag: str | None
+
+    def fits(self, wanted: str) -> bool:
+        """Return whether `If-Match` holds. (RFC 9110, 13.1.1: for what is not there it does not, `*` included.)"""
+        return self.is_there and (wanted.strip() == "*" or self.tag in _tags(wanted))
+
+    def refusal(self, wanted: str) -> str:
+        said = wanted.strip()[:80]
+        if not self.is_there:
+            return f"there is nothing here that could be {said}; leave If-Match out"
+        return f"it was changed since {said}; look at it again (it is {self.tag or 'without an ETag'} now)"
 
 
 class _Held:

@@ -15,7 +15,7 @@ from muster_controller.core.rollout import waves
 from muster_controller.core.rollout.state import Member, Rollout
 from muster_controller.db.snapshot import Committed
 from muster_controller.groups import active, can_run, device_class, selected, standby
-from muster_controller.holds import FindHold, Hold, nobody
+from muster_controller.holds import FindHold, Hold, HoldKind, nobody
 from muster_controller.mending import has_say
 from muster_controller.ordering import AT_ONCE
 from muster_controller.policy_document import written
@@ -86,13 +86,14 @@ def plan(
 
 
 def _left_alone(holds: Iterable[Hold]) -> list[str]:
-    found = Counter(each.is_out for each in holds)
-    said = []
-    if found[False]:
-        said.append(f"{found[False]} of them pinned: they wait until they are released")
-    if found[True]:
-        said.append(f"{found[True]} more quarantined: they are not in it")
-    return said
+    found = Counter(each.kind for each in holds)
+    said = {
+        HoldKind.PINNED: "of them pinned: left alone until unpinned",
+        HoldKind.QUARANTINED: "more quarantined: not in it",
+        HoldKind.REVOKED: "more without an identity, which was revoked: not in it",
+        HoldKind.GONE: "more decommissioned and back: not in it until released",
+    }
+    return [f"{found[kind]} {words}" for kind, words in said.items() if found[kind]]
 
 
 def check(fleet: Committed, policy: Policy) -> PolicyChecked:

@@ -33,7 +33,7 @@ KINDS: Final[dict[str, tuple[int, str]]] = {
     "order-refused": (409, "The rollout is in a state in which this order makes no sense. Look at it again."),
     "version-conflict": (409, "The version is published with other contents. Versions never change: take another one."),
     "link-spent": (410, "The link was used, or is too old. An admin makes another one."),
-    "stale": (412, "`If-Match` names an older state. Read it again, then decide again."),
+    "stale": (412, "`If-Match` names an older state, or a thing that is not there. Read it again, then decide again."),
     "too-large": (413, "The body is longer than 16 MiB. Files go as blobs."),
     "content-type": (415, "Orders are `application/json`, blobs `application/octet-stream`."),
     "host-unknown": (421, "The name in `Host` is none of this controller's: `muster serve --name`."),

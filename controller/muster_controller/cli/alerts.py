@@ -29,6 +29,7 @@ RuleOption = Annotated[
 def alerts(
     context: typer.Context,
     rule: RuleOption = None,
+    subject: Annotated[str | None, typer.Option(help="About this device, rollout, release or what else only.")] = None,
     ended: Annotated[bool, typer.Option("--ended", "-a", help="Those that are over, too.")] = False,
     pending: Annotated[bool, typer.Option("--pending", help="Those that may come, too.")] = False,
     since: Annotated[
@@ -43,6 +44,8 @@ def alerts(
         params: dict[str, str | int | list[str]] = {"state": states}
         if rule is not None:
             params["rule"] = rule
+        if subject is not None:
+            params["subject"] = subject
         if since is not None:
             params["since"] = str(moment(since, time.time()))
         with connect(context) as api:

@@ -27,7 +27,7 @@ from rich.console import Console
 from muster_controller.cli import contexts, logins, output
 from muster_controller.cli.contexts import Chosen, Said
 from muster_controller.config import DATA, HOST, PORT
-from muster_controller.errors import ServerUnavailable
+from muster_controller.errors import NotFound, ServerUnavailable
 from muster_controller.operators.local import read_local
 from muster_controller.whereabouts import read_running
 from muster_shared.errors import MusterError
@@ -339,6 +339,8 @@ def refuse(error: MusterError | OSError) -> NoReturn:
             code = _EXITS.get(status, 1)
         case ServerUnavailable():
             code = 6
+        case NotFound():
+            code = _EXITS[404]
         case _:
             pass
     raise typer.Exit(code)

@@ -43,6 +43,19 @@ def devices(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     ]
 
 
+def views(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Return one's own views of devices."""
+    found = _ask(context, "/views", page="devices").get("views", [])
+    return [(each["name"], each["query"]) for each in found if each["name"].startswith(incomplete)]
+
+
+def calls(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Return the calls of the device that is typed already."""
+    device = context.params.get("device")
+    found = _ask(context, f"/devices/{device}/calls", limit=SHOWN).get("calls", []) if device else []
+    return [(each["id"], f"{each['what']}, {each['state']}") for each in found if each["id"].startswith(incomplete)]
+
+
 def label_words(context: typer.Context, incomplete: str) -> list[str]:
     """Return label keys, or `key=value` where a key is typed already."""
     found = _ask(context, "/labels", prefix=incomplete).get("labels", [])

@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from muster_controller.cli import completion
 from muster_controller.cli.arguments import AsJson, DeviceArgument, Limit, Reason
+from muster_controller.cli.asking import get
 from muster_controller.cli.client import EXIT_CODES, connect, refuse
 from muster_controller.cli.output import emit
 from muster_controller.cli.times import stamp
@@ -131,8 +133,20 @@ def call(
         raise typer.Exit(1)
 
 
-def calls(context: typer.Context, device: DeviceArgument, limit: Limit = 50, as_json: AsJson = False) -> None:
-    """List what a device was asked, newest first, and what it answered."""
+def calls(
+    context: typer.Context,
+    device: DeviceArgument,
+    call: Annotated[
+        str | None, typer.Argument(help="One of them, with all that it answered.", autocompletion=completion.calls)
+    ] = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List what a device was asked, newest first, and what it answered; or show one call whole."""
+    if call is not None:
+        one = get(context, f"/devices/{device}/calls/{call}")
+        emit(one, as_json, lambda console: _show(console, one))
+        return
     try:
         with connect(context) as api:
             found = api.pages(f"/devices/{device}/calls", "calls", limit, {})
@@ -182,6 +196,9 @@ def _show(console: Console, found: dict[str, Any]) -> None:
 
     answer = found["answer"]
     if answer is None:
+        if found["state"] != "waiting":
+            say(f"{found['device']} did not answer {found['id']} ({found['what'].replace('_', ' ')}) in time.")
+            return
         say(f"Asked as {found['id']}; `muster device calls {found['device']}` shows what comes of it.")
         return
     say(f"{found['device']} answered after {answer['seconds']:.1f} s: {_came_to(found)}.")

@@ -8,14 +8,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from muster_controller.cli import completion
-from muster_controller.cli.arguments import AsJson, Limit, Reason
+from muster_controller.cli.arguments import AsJson, Limit, ModelOption, Reason
+from muster_controller.cli.asking import post
 from muster_controller.cli.client import EXIT_CODES, connect, refuse
 from muster_controller.cli.device_choice import (
     ClassOption,
+    ErrorOption,
+    HeldOption,
     LabelOption,
     OnlineOption,
     SelectorOption,
+    SilentOption,
     StateOption,
+    TextOption,
+    VersionOption,
     chosen,
 )
 from muster_controller.cli.output import emit
@@ -38,6 +44,16 @@ def label(
     online: OnlineOption = None,
     device_class: ClassOption = None,
     has_label: LabelOption = None,
+    text: TextOption = None,
+    model: ModelOption = None,
+    version: VersionOption = None,
+    held: HeldOption = None,
+    error: ErrorOption = None,
+    silent_s: SilentOption = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", "-d", help="Of this one alone; it does not ask.", autocompletion=completion.devices),
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every device.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -45,7 +61,24 @@ def label(
     as_json: AsJson = False,
 ) -> None:
     """Set labels of all devices that fit, and take others off. It says first to how many, and asks."""
-    where = chosen(selector, state, online, device_class, has_label)
+    where = chosen(
+        selector,
+        state,
+        online,
+        device_class,
+        has_label,
+        text=text,
+        model=model,
+        version=version,
+        held=held,
+        error=error,
+        silent_s=silent_s,
+    )
+    if device is not None:
+        if where or everything or dry_run:
+            raise typer.BadParameter("--device is one device alone; leave out what chooses more, and --dry-run")
+        _label_one(context, device, changes, reason, as_json)
+        return
     if not where and not everything:
         raise typer.BadParameter("say whose labels, such as --selector site=oslo; --all is every device")
     order = {"where": where, "changes": changes, "reason": reason}
@@ -62,6 +95,16 @@ def label(
     def human(console: Console) -> None:
         word = "Would change" if found["dry_run"] else "Changed"
         console.print(f"{word} the labels of {_words(found)}.", highlight=False)
+
+    emit(found, as_json, human)
+
+
+def _label_one(context: typer.Context, device: str, changes: list[str], reason: str, as_json: bool) -> None:
+    found = post(context, f"/devices/{device}/labels", {"changes": changes, "reason": reason})
+
+    def human(console: Console) -> None:
+        said = ", ".join(f"{key}={value}" for key, value in sorted(found["granted_labels"].items()))
+        console.print(f"{device} has by operators: {said or 'no label'}.", highlight=False, markup=False)
 
     emit(found, as_json, human)
 

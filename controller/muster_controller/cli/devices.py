@@ -8,15 +8,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from muster_controller.cli import device_actions, device_labels
+from muster_controller.cli import completion, device_actions, device_labels, device_views
 from muster_controller.cli.arguments import AsJson, DeviceArgument, Limit, ModelOption, Reason
 from muster_controller.cli.client import EXIT_CODES, connect, refuse
 from muster_controller.cli.device_choice import (
     ClassOption,
+    ErrorOption,
+    HeldOption,
     LabelOption,
     OnlineOption,
     SelectorOption,
+    SilentOption,
+    SortOption,
     StateOption,
+    TextOption,
+    VersionOption,
     chosen,
 )
 from muster_controller.cli.output import emit
@@ -27,6 +33,7 @@ from muster_shared.errors import MusterError
 app = typer.Typer(help="Devices.", no_args_is_help=True, epilog=EXIT_CODES)
 device_actions.register(app)
 device_labels.register(app)
+app.add_typer(device_views.app, name="views")
 
 
 @app.command("list")
@@ -37,32 +44,50 @@ def list_(
     device_class: ClassOption = None,
     label: LabelOption = None,
     selector: SelectorOption = None,
+    text: TextOption = None,
     model: ModelOption = None,
-    version: Annotated[str | None, typer.Option(help="Serves this version.")] = None,
-    held: Annotated[bool | None, typer.Option("--held/--free", help="Pinned or quarantined, or not.")] = None,
-    silent_s: Annotated[float | None, typer.Option("--silent", help="Not heard for so many seconds.")] = None,
-    sort: Annotated[str, typer.Option(help="id, seen, class or standing; with - in front the other way round.")] = "id",
+    version: VersionOption = None,
+    held: HeldOption = None,
+    error: ErrorOption = None,
+    silent_s: SilentOption = None,
+    sort: SortOption = None,
+    view: Annotated[
+        str | None,
+        typer.Option(
+            "--view", help="As this view of yours says; other options come before it.", autocompletion=completion.views
+        ),
+    ] = None,
     limit: Limit = 100,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print all of them as CSV, whatever the limit.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List devices."""
-    more = {
-        "model": model,
-        "version": version,
-        "held": None if held is None else str(held).lower(),
-        "silent": None if silent_s is None else f"{silent_s:g}",
-    }
-    params = chosen(selector, state, online, device_class, label, **more)
+    params = chosen(
+        selector,
+        state,
+        online,
+        device_class,
+        label,
+        text=text,
+        model=model,
+        version=version,
+        held=held,
+        error=error,
+        silent_s=silent_s,
+        sort=sort,
+    )
     try:
         with connect(context) as api:
+            if view is not None:
+                params = {**device_views.found(api, view), **params}
             if as_csv:
-                with api.lines("/devices.csv", params) as lines:
+                unsorted = {key: value for key, value in params.items() if key != "sort"}
+                with api.lines("/devices.csv", unsorted) as lines:
                     for line in lines:
                         sys.stdout.buffer.write(line)
                 sys.stdout.buffer.flush()
                 return
-            devices = api.pages("/devices", "devices", limit, {**params, "sort": sort})
+            devices = api.pages("/devices", "devices", limit, params)
     except MusterError as error:
         refuse(error)
 

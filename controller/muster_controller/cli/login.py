@@ -94,6 +94,26 @@ def whoami(context: typer.Context, as_json: AsJson = False) -> None:
     emit({"url": api.url, **found}, as_json, human)
 
 
+def password(
+    context: typer.Context,
+    password_stdin: Annotated[
+        bool, typer.Option("--password-stdin", help="Read the present one and the new one from two lines of stdin.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Change your own password. Your sessions are over; tokens, that of `muster login` too, stay."""
+    try:
+        with connect(context) as api:
+            if not api.is_private:
+                fail(f"{api.url} would carry your password in the clear; use https")
+            current = read_password("Present password", from_stdin=password_stdin)
+            new = read_password("New password", from_stdin=password_stdin, twice=True)
+            api.post("/account/password", {"current": current, "password": new})
+    except MusterError as error:
+        refuse(error)
+    emit({"url": api.url, "changed": True}, as_json, lambda console: console.print("You have a new password."))
+
+
 def read_password(what: str, *, from_stdin: bool, twice: bool = False) -> str:
     """Ask for a password without showing it, or take the first line of stdin: never from the arguments, which
     everybody on a machine can see."""

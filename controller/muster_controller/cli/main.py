@@ -41,7 +41,7 @@ from muster_controller.cli.contexts import CONTEXT_VARIABLE
 from muster_controller.cli.diff import diff
 from muster_controller.cli.history import history
 from muster_controller.cli.init import init
-from muster_controller.cli.login import login, logout, whoami
+from muster_controller.cli.login import login, logout, password, whoami
 from muster_controller.cli.outfit import outfit, outfitted
 from muster_controller.cli.output import fail
 from muster_controller.cli.review import review
@@ -97,6 +97,7 @@ app.command(epilog=EXIT_CODES)(history)
 app.command(epilog=EXIT_CODES)(login)
 app.command(epilog=EXIT_CODES)(logout)
 app.command(epilog=EXIT_CODES)(whoami)
+app.command(epilog=EXIT_CODES)(password)
 app.command(epilog=EXIT_CODES)(rollback)
 app.command(epilog=EXIT_CODES)(diff)
 app.command(epilog=EXIT_CODES)(review)

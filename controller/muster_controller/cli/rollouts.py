@@ -1,5 +1,6 @@
 """`muster rollout`: begin rollouts and look at them. Watching, explaining and orders stand beside it."""
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,12 +18,20 @@ from muster_controller.cli.arguments import (
     VersionArgument,
 )
 from muster_controller.cli.client import EXIT_CODES, connect, refuse
+from muster_controller.cli.device_choice import TextOption
 from muster_controller.cli.output import emit
 from muster_controller.cli.plans import print_plan
 from muster_controller.cli.policy_options import policy_of
 from muster_controller.core.rollout.explain import Why
 from muster_controller.core.rollout.state import Outcome, RolloutState
 from muster_shared.errors import MusterError
+
+
+class Arm(Enum):
+    TREATED = "treated"
+    CONTROL = "control"
+    WAITING = "waiting"
+
 
 app = typer.Typer(help="Staged rollouts.", no_args_is_help=True, epilog=EXIT_CODES)
 
@@ -74,6 +83,9 @@ def list_(
     context: typer.Context,
     state: Annotated[RolloutState | None, typer.Option(help="Only these.")] = None,
     model: ModelOption = None,
+    text: Annotated[
+        str | None, typer.Option("--text", "-q", help="With this in its id, model, creator or reason.")
+    ] = None,
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
@@ -83,6 +95,8 @@ def list_(
         params["state"] = state.value
     if model is not None:
         params["model"] = model
+    if text is not None:
+        params["q"] = text
     try:
         with connect(context) as api:
             rollouts = api.pages("/rollouts", "rollouts", limit, params)
@@ -118,6 +132,8 @@ def devices(
     rollout: RolloutArgument,
     outcome: Annotated[Outcome | None, typer.Option(help="Only these.")] = None,
     wave: Annotated[int | None, typer.Option(min=1, help="Of this wave, from 1.")] = None,
+    arm: Annotated[Arm | None, typer.Option(help="Only these; control: held back.")] = None,
+    text: TextOption = None,
     limit: Limit = 10_000,
     as_json: AsJson = False,
 ) -> None:
@@ -127,6 +143,10 @@ def devices(
         params["outcome"] = outcome.value
     if wave is not None:
         params["wave"] = wave - 1
+    if arm is not None:
+        params["arm"] = arm.value
+    if text is not None:
+        params["q"] = text
     try:
         with connect(context) as api:
             members = api.pages(f"/rollouts/{rollout}/members", "members", limit, params)

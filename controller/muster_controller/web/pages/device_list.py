@@ -58,7 +58,7 @@ def device_list(request: Request, given: Given, who: Who) -> HTMLResponse:
     )
 
 
-@router.get("/devices/complete")
+@router.get("/complete/selector")
 def complete_selector(
     request: Request, given: Given, selector: Annotated[str, Query(max_length=1024)] = ""
 ) -> HTMLResponse:
@@ -66,7 +66,7 @@ def complete_selector(
     return render(request, "completions.html", completions=completions(given.committed().view, selector, COMPLETIONS))
 
 
-@router.get("/devices/labels")
+@router.get("/labels")
 def label_map(
     request: Request,
     given: Given,

@@ -10,10 +10,11 @@ from fastapi import Query, Request
 from fastapi.responses import HTMLResponse
 
 from muster_controller.api.planning import plan
-from muster_controller.api.rollouts import within
-from muster_controller.api.schemas import Plan
+from muster_controller.api.rollouts import list_rollouts, within
+from muster_controller.api.schemas import Plan, RolloutSummary
 from muster_controller.api.services import Given, Services
 from muster_controller.core.policy import Policy, PolicyInvalid
+from muster_controller.core.rollout.state import RolloutState
 from muster_controller.core.selector import SelectorInvalid
 from muster_controller.errors import NotFound
 from muster_controller.operators.errors import Forbidden
@@ -29,6 +30,7 @@ from muster_shared.errors import WireError
 from muster_shared.ids import RolloutId
 
 VERSIONS_SHOWN = 200
+ABORTED_READ = 50
 
 router = pages(Permission.OPERATE)
 
@@ -65,6 +67,7 @@ def new_rollout_page(
         versions=versions,
         draft=found,
         look=look,
+        aborted=_aborted(given, model, version),
         consequence="" if look.plan is None else proposal.consequence(look.plan),
         document_max=DOCUMENT_MAX,
         examples=sorted(examples()),
@@ -150,6 +153,14 @@ def _look(given: Services, model: str, version: str, policy: Policy | None) -> L
         return Look(plan(given.committed(), release, given.releases.manifest, mine, given.holds), "")
     except (NotFound, PolicyInvalid, SelectorInvalid, Forbidden, WireError) as error:
         return Look(None, str(error))
+
+
+def _aborted(given: Services, model: str, version: str) -> RolloutSummary | None:
+    """Return the last rollout of the release that was aborted, of those that were of late."""
+    if not (model and version):
+        return None
+    found = list_rollouts(given, state=RolloutState.ABORTED, model=model, q=None, limit=ABORTED_READ, cursor=None)
+    return next((each for each in found.rollouts if each.version == version), None)
 
 
 def _versions(given: Services) -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ from muster_controller.web.frame import pages, render
 router = pages(Permission.PUBLISH)
 
 
-@router.get("/models/upload")
+@router.get("/publish")
 def upload_page(request: Request, given: Given) -> HTMLResponse:
     return render(
         request,

@@ -2,7 +2,7 @@
 //
 //   <form data-order="/api/v1/…/{field}" [data-method="PUT"] [data-then="/where/{id}"]>   its fields are the body, by name;
 //                                       those in braces go into the address instead
-//     name="a.b" nests, name="n:number" is a number, name="x:json" is parsed, name="on:flag" is a boolean,
+//     name="a.b" nests, name="n:number" is a number, name="s:minutes" is minutes sent as seconds, name="x:json" is parsed, name="on:flag" is a boolean,
 //     name="l:list" is split at commas and lines; empty ones are left out
 //     <p role="alert" hidden></p>         where a refusal is said
 //     <div data-answer hidden> <code data-field="token"></code> </div>    what is shown once instead of the fields
@@ -31,6 +31,7 @@ function valued(kind, field) {
   const said = field.value.trim();
   if (!said) return undefined;
   if (kind === "number") return Number(said);
+  if (kind === "minutes") return Number(said) * 60;
   if (kind === "json") return JSON.parse(said);
   if (kind === "list") return said.split(/[,\n]+/).map((each) => each.trim()).filter(Boolean);
   return said;
@@ -87,13 +88,23 @@ async function send(form) {
   }
 }
 
+// What was shown once is gone, and the form is as new. Not by a reload, which would cut off an order that is under way.
+function renew(form) {
+  const answer = form.querySelector("[data-answer]");
+  for (const field of answer.querySelectorAll("[data-field]")) field.textContent = "";
+  answer.hidden = true;
+  form.querySelectorAll("[data-asks]").forEach((each) => { each.hidden = false; });
+  form.reset();
+  refreshSoon(0);
+}
+
 document.addEventListener("click", (event) => {
   const opens = event.target.closest("[data-opens]");
   if (opens) document.getElementById(opens.dataset.opens).showModal();
   const closes = event.target.closest("[data-closes]");
   if (closes) {
     closes.closest("dialog").close();
-    if (closes.closest("[data-answer]")) location.reload(); // What was shown once is gone, and the form is as new.
+    if (closes.closest("[data-answer]")) renew(closes.closest("form"));
   }
 });
 
