@@ -119,6 +119,15 @@ def test_the_form_writes_the_document_that_the_api_takes(stage: Stage) -> None:
     assert plan["policy_written"] == {"waves": [2, "50%"], "soak_s": 3600.0}
 
 
+def test_a_release_that_was_aborted_before_says_so_before_it_is_started_again(stage: Stage) -> None:
+    again = stage.page("/rollouts/new", model=MODEL, version="2.0.0").text
+    other = stage.page("/rollouts/new", model=MODEL, version="1.0.0").text
+
+    warning = again.partition('id="aborted-before"')[2].partition("</p>")[0]
+    assert f"/rollouts/{stage.aborted}" in warning
+    assert "aborted-before" not in other
+
+
 def test_what_the_page_would_send_is_exactly_what_it_shows(stage: Stage) -> None:
     text = stage.page("/rollouts/new", model=MODEL, version="2.0.0", document="# mine\nwaves: [3]\n").text
 

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from muster_controller.web.present import HOST, ago, host_rows, span
+from muster_controller.web.present import HOST, ago, host_rows, number, span
 from muster_shared.messages import HostTelemetry
 
 
@@ -32,3 +32,18 @@ def test_times_are_told_from_now_in_both_directions() -> None:
     assert ago(1e9 - 7200, 1e9) == "2 h ago"
     assert ago(1e9 + 7200, 1e9) == "in 2 h"
     assert ago(1e9 + 30 * 86_400, 1e9) == "in 30 d"
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (0.042, "0.042"),
+        (1.72, "1.7"),
+        (260.4, "260"),
+        (31_412.0, "31,000"),
+        (3.14e6, "3.1 × 10⁶"),
+        (2e15, "2.0 × 10¹⁵"),
+    ],
+)
+def test_evidence_is_written_without_an_exponent_that_only_programs_read(value: float, words: str) -> None:
+    assert number(value) == words

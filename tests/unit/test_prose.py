@@ -53,3 +53,9 @@ def test_a_publishers_card_may_hold_anything_and_is_never_markup_of_ours() -> No
         ("code", "<b>x</b>"),
         ("p", "<script>alert(1)</script>"),
     ]
+
+
+def test_what_is_to_be_typed_keeps_its_marks_for_the_template() -> None:
+    found = blocks("Then `muster alert list`.\n\n- **First**: `muster top`\n\n## Of `digits`")
+
+    assert found == [("p", "Then `muster alert list`."), ("list", ["First: `muster top`"]), ("h2", "Of digits")]

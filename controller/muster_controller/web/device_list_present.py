@@ -74,7 +74,7 @@ def headings(asked: DeviceListing) -> Mapping[str, Heading]:
     """Return the columns that sort, by what they sort by."""
     order = parse_order(asked.sort)
     found = {}
-    for name, title in (("id", "Device"), ("standing", "Stands"), ("class", "Class"), ("seen", "Seen")):
+    for name, title in (("id", "Device"), ("standing", "State"), ("class", "Class"), ("seen", "Seen")):
         is_here = order.by.value == name
         first = "-seen" if name == "seen" else name
         flipped = asked.sort.removeprefix("-") if order.is_falling else f"-{asked.sort}"

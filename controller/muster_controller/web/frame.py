@@ -19,7 +19,7 @@ from muster_controller.api.authentication import require
 from muster_controller.api.problems import classify
 from muster_controller.api.services import Services
 from muster_controller.operators.roles import GRANTS, Permission
-from muster_controller.web import forms, present
+from muster_controller.web import forms, log_present, present
 from muster_shared.errors import MusterError
 
 HERE = Path(__file__).parent
@@ -111,6 +111,7 @@ def _environment(services: Services) -> Environment:
         day=present.day_time,
         evidence=present.number,
         host_rows=present.host_rows,
+        log_lines=log_present.log_lines,
         percent=present.percent,
         span=present.span,
         stamp=present.stamp,

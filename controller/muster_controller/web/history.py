@@ -40,7 +40,7 @@ def version_plot(model: str, looks: Looks) -> Plot:
 
 def standing_plot(looks: Looks) -> Plot:
     """Return how many devices were offline, and how many did not stand as they should."""
-    rows = [("offline", Tone.IDLE, [(at, float(look.devices - look.online)) for at, look in looks])]
+    rows = [("offline", Tone.V5, [(at, float(look.devices - look.online)) for at, look in looks])]
     rows += [
         (name, tone, [(at, float(look.standings.get(name, 0))) for at, look in looks]) for name, tone in _STANDINGS
     ]

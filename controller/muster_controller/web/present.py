@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import isfinite
 from urllib.parse import urlencode
 
 from muster_controller.api.schemas import ModelView, Status
 from muster_controller.api.standing import Standing
 from muster_controller.web.charts import Segment, segments
 
+_RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 TONES = 6  # Colours of versions; they repeat.
 
 
@@ -37,12 +39,17 @@ def tiles(status: Status) -> tuple[Tile, ...]:
         return Tile(label, counts.get(standing, 0), hint, tone, "/devices?" + urlencode({"state": standing.value}))
 
     return (
-        Tile("online", status.online, f"of {status.devices}", "calm", "/devices?online=true"),
-        tile("on desired", Standing.CURRENT, "run what they should", "good"),
+        Tile("online", status.online, _online(status), "calm", "/devices?online=true"),
+        tile("current", Standing.CURRENT, "run what they should", "good"),
         tile("updating", Standing.UPDATING, "fetch or test now", "busy"),
         tile("behind", Standing.BEHIND, "have not begun", "wait"),
         tile("failing", Standing.FAILING, "could not change", "bad"),
     )
+
+
+def _online(status: Status) -> str:
+    offline = status.devices - status.online
+    return f"of {status.devices:,}" + (f"; {offline:,} offline" if offline else "")
 
 
 def model_bars(models: Sequence[ModelView]) -> tuple[ModelBar, ...]:
@@ -62,8 +69,11 @@ def model_bars(models: Sequence[ModelView]) -> tuple[ModelBar, ...]:
 
 def number(value: float) -> str:
     """Return an E as people read it: 0.042, 1.7, 260."""
+    if value >= 1e6 and isfinite(value):
+        digits, power = f"{value:.1e}".split("e")
+        return f"{digits} × 10{str(int(power)).translate(_RAISED)}"
     if value >= 100:
-        return f"{value:,.0f}" if value < 1e4 else f"{value:.1e}"
+        return f"{value:,.0f}" if value < 1e4 else f"{float(f'{value:.2g}'):,.0f}"
     return f"{value:.2g}"
 
 

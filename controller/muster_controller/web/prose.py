@@ -1,7 +1,8 @@
 """The little Markdown of our own texts and of model cards as blocks for a template: headings, lists, tables and so on.
 
-Pure. Emphasis and code marks are left out, links keep their words, and nothing is ever passed on as HTML: a card is a
-publisher's. What is no Markdown that is known here is a paragraph.
+Pure. Marks of emphasis are left out, links keep their words, and nothing is ever passed on as HTML: a card is a
+publisher's. Backticks stay in sentences, where the template shows what they hold as code. What is no Markdown that is
+known here is a paragraph.
 """
 
 import re
@@ -44,7 +45,7 @@ def _blocks(text: str) -> list[Block]:
         elif _MARK.match(lines[0].lstrip()):
             found.append(("list", _items(lines)))
         else:
-            found.append(("p", _plain(" ".join(line.strip() for line in lines))))
+            found.append(("p", _unlinked(" ".join(line.strip() for line in lines))))
     return found
 
 
@@ -62,12 +63,16 @@ def _items(lines: list[str]) -> list[str]:
             items.append(bare[mark.end() :])
         else:
             items[-1] += " " + bare
-    return [_plain(item) for item in items]
+    return [_unlinked(item) for item in items]
 
 
 def _cells(line: str) -> list[str]:
-    return [_plain(cell.strip()) for cell in line.strip().strip("|").split("|")]
+    return [_unlinked(cell.strip()) for cell in line.strip().strip("|").split("|")]
+
+
+def _unlinked(text: str) -> str:
+    return _LINK.sub(r"\1", text).replace("**", "")
 
 
 def _plain(text: str) -> str:
-    return _LINK.sub(r"\1", text).replace("**", "").replace("`", "")
+    return _unlinked(text).replace("`", "")

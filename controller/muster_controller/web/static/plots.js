@@ -38,6 +38,7 @@ function opened(canvas) {
 
 document.addEventListener("muster:theme", redraw);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+matchMedia("print").addEventListener("change", redraw); // Paper is light.
 
 function redraw() {
   for (const kept of charts.values()) kept.text = "";
@@ -66,6 +67,19 @@ function framed() {
   };
 }
 
+// Pixels for the names of the lines across, which stand right of the plot.
+function beside(marks) {
+  const longest = Math.max(0, ...marks.filter((each) => each.y !== null).map((each) => each.name.length));
+  return longest ? Math.max(84, 14 + 6.5 * longest) : 16;
+}
+
+// Of one moment alone ECharts would show two days.
+function around(said, scale) {
+  if (said.x !== "time") return {};
+  const all = said.series.flatMap((each) => each.points.map(([x]) => x * scale));
+  return all.length && Math.min(...all) === Math.max(...all) ? { min: all[0] - 60_000, max: all[0] + 60_000 } : {};
+}
+
 // `width`: of the canvas, pixels.
 function plotted(said, width) {
   const isNarrow = width < 480; // Then there is no room beside the plot.
@@ -76,17 +90,18 @@ function plotted(said, width) {
   const drawn = said.series.flatMap((each) => [...banded(each, scale), lined(each, scale)]);
   if (drawn.length) drawn[drawn.length - 1].markLine = marked(said.marks, scale, isNarrow);
   const names = said.series.map((each) => each.name);
+  const isCounted = !said.is_log && said.series.every((each) => each.points.every(([, y]) => y === null || Number.isInteger(y)));
   return {
-    grid: { left: 8, right: said.marks.some((each) => each.y !== null) && !isNarrow ? 84 : 16, top: (names.length > 1 ? 30 : 12) + (said.marks.some((each) => each.y === null) ? 14 : 0), bottom: 6, containLabel: true },
+    grid: { left: 8, right: isNarrow ? 16 : beside(said.marks), top: (names.length > 1 ? 30 : 12) + (said.marks.some((each) => each.y === null) ? 14 : 0), bottom: 6, containLabel: true },
     legend: names.length > 1 ? { data: names, top: 0, left: 0, itemHeight: 8, itemWidth: 14, textStyle: { color: colour("ink"), fontSize: 12 } } : undefined,
     tooltip: { ...framed().tooltip, trigger: "axis", valueFormatter: format },
     xAxis: {
       type: { time: "time", number: "value", name: "category" }[said.x],
       data: said.x === "name" ? said.names : undefined,
-      axisLabel: { ...quiet, ...(said.x === "name" ? { interval: 0, width: Math.max(40, (width - 80) / said.names.length), overflow: isNarrow ? "truncate" : "break" } : { hideOverlap: true, alignMaxLabel: "right" }) }, axisLine: line, axisTick: line, splitLine: { show: false },
+      axisLabel: { ...quiet, ...(said.x === "name" ? { interval: (width - 80) / said.names.length < 36 ? "auto" : 0, width: Math.max(40, (width - 80) / said.names.length), overflow: isNarrow ? "truncate" : "break" } : { hideOverlap: true, alignMaxLabel: "right" }) }, axisLine: line, axisTick: line, splitLine: { show: false }, ...around(said, scale),
     },
     yAxis: {
-      type: said.is_log ? "log" : "value", min: said.low ?? undefined, max: said.high ?? undefined,
+      type: said.is_log ? "log" : "value", minInterval: isCounted ? 1 : undefined, min: said.low ?? undefined, max: said.high ?? undefined,
       axisLabel: { ...quiet, formatter: (value) => `${Number(value.toPrecision(3)).toLocaleString()}` }, splitLine: line, scale: said.low === null && said.series.every((each) => each.shape === "line"),
     },
     series: drawn,
@@ -124,7 +139,7 @@ function marked(marks, scale, isNarrow) {
     data: marks.map((mark) => ({
       name: mark.name,
       ...(mark.y === null ? { xAxis: mark.x * scale } : { yAxis: mark.y }),
-      label: { formatter: mark.name, color: colour(["idle", "edge"].includes(mark.tone) ? "quiet" : mark.tone), position: isNarrow && mark.y !== null ? "insideEndTop" : "end", fontSize: 11 },
+      label: { formatter: mark.name, color: colour(["idle", "edge"].includes(mark.tone) ? "quiet" : mark.tone), position: isNarrow && mark.y !== null ? "insideStartTop" : "end", align: mark.y === null ? "left" : undefined, fontSize: 11 },
       lineStyle: { color: colour(mark.tone), type: "dashed", width: 1.2 },
     })),
   };
