@@ -135,8 +135,10 @@ def test_the_newest_large_ones_are_had_at_hand_before_somebody_asks(
         ended(ledger, devices, name)
     saved(ledger, Story(devices=12))
 
+    stopped = ledger.reader.warm(lambda: True)
     found = ledger.reader.warm()
 
+    assert stopped == []
     assert len(found) == 2
     assert set(found) < {"large-1", "large-2", "large-3"}
     assert set(ledger.reader.ended.taken()) == set(found)

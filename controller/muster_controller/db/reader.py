@@ -3,7 +3,7 @@
 The API and the page read here what `SqlLedger.committed` does not keep in memory: history, and rollouts that ended.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar, cast
@@ -116,8 +116,14 @@ class LedgerReader:
             self.ended.offer(found, moment)
         return found
 
-    def warm(self) -> list[RolloutId]:
-        """Have the newest ended rollouts at hand that take long to read, and return which. It takes seconds each."""
+    def warm(self, is_over: Callable[[], bool] = lambda: False) -> list[RolloutId]:
+        """Have the newest ended rollouts at hand that take long to read, and return which. It takes seconds each.
+
+        Args:
+            is_over: asked before each, whether to leave it at that.
+        Raises:
+            LedgerUnavailable: the database is away.
+        """
         columns, members = table(RolloutRow).c, table(MemberRow).c
         newest = select(columns.id).where(~_RUNNING).order_by(columns.created_at.desc()).limit(ROLLOUTS_MAX)
         with self._connection() as connection:
@@ -130,6 +136,8 @@ class LedgerReader:
         found: list[RolloutId] = []
         left = DEVICES_MAX
         for name, size in sizes.items():
+            if is_over():
+                break
             if WARM_FROM <= size <= left and (rollout := self.rollout(name)) is not None:
                 left -= len(rollout.members) + len(rollout.controls)
                 self.ended.roll(rollout)

@@ -27,6 +27,7 @@ from muster_controller.api.hub import Change
 from muster_controller.api.services import Services
 from muster_controller.api.standing import sums
 from muster_controller.config import ServerConfig
+from muster_controller.db.errors import LedgerError
 from muster_controller.db.once_store import OnceStore
 from muster_controller.db.sample_store import SampleStore
 from muster_controller.db.view_store import ViewStore
@@ -126,6 +127,7 @@ class Controller:
         serve_http(config, services, listener, certificate, stack)
         self._running = Running(url, public_broker_url, os.getpid(), fleet_id, __version__, opened.identity.device_url)
         stack.callback(publish_running(config.data, self._running))
+        _warm(opened, stack)
         log.info(
             "controller_started",
             url=url,
@@ -195,6 +197,22 @@ class Controller:
             edge=Edge(opened.operators, frozenset(each.lower() for each in (*LOOPBACK, config.host, *config.names))),
             oidc=None if config.oidc is None else Oidc(config.oidc),
         )
+
+
+def _warm(opened: Opened, stack: ExitStack) -> None:
+    """Have large rollouts that ended read before somebody asks for them, while everything runs already."""
+    is_over = threading.Event()
+
+    def read() -> None:
+        try:
+            opened.ledger.reader.warm(is_over.is_set)
+        except LedgerError as error:  # Whoever asks reads it himself.
+            log.warning("rollouts_not_read_ahead", error=str(error))
+
+    thread = threading.Thread(target=read, name="warm", daemon=True)
+    thread.start()
+    stack.callback(thread.join, 10.0)
+    stack.callback(is_over.set)
 
 
 def serve(config: ServerConfig) -> None:
