@@ -252,7 +252,7 @@ def test_every_page_is_shown_empty_and_full(desk: Desk, puppets: Puppets) -> Non
         assert "style=" not in answer.text, f"{path}: the policy refuses inline styles"
     missing = desk.page("/rollouts/nothing")
     assert missing.status_code == 404
-    assert "there is no rollout" in missing.text
+    assert "There is no rollout" in missing.text
 
 
 @pytest.mark.parametrize(

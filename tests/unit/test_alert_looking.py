@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from harness.desk import MODEL
-from muster_controller.alerts.looking import HOURLY_S, Attendance, Looking, Progress, Sources
+from muster_controller.alerts.looking import CONNECTING_S, HOURLY_S, Attendance, Looking, Progress, Sources
 from muster_controller.core.alerts.content import Drifting
 from muster_controller.core.alerts.running import FLEET, SETTLING_S, Hold, Stuck
 from muster_controller.core.policy import Policy
@@ -182,3 +182,23 @@ def test_nobody_is_missed_while_devices_may_still_be_on_their_way_back(world: Wo
     world.now += 60
 
     assert looking.look().presence is None
+
+
+def test_a_controller_that_has_just_begun_to_lead_is_connecting_and_then_away() -> None:
+    world = World()
+    world.is_connected = False
+    looking = world.looking()
+
+    assert looking.look().is_connected is None
+    world.now += CONNECTING_S
+    assert looking.look().is_connected is False
+
+
+def test_a_broker_that_was_there_is_missed_at_once() -> None:
+    world = World()
+    looking = world.looking()
+    assert looking.look().is_connected is True
+
+    world.is_connected = False
+
+    assert looking.look().is_connected is False

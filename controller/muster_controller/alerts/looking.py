@@ -36,6 +36,9 @@ CLASSES_MAX: Final = 200
 WINDOWS: Final = tuple(sorted({each for pace in PACES for each in (pace.long_s, pace.short_s)}))
 
 T = TypeVar("T")
+CONNECTING_S: Final = 20.0
+"""A controller that has just begun to lead connects in this time."""
+
 log = structlog.get_logger()
 
 
@@ -70,12 +73,17 @@ class Looking:
         self._attendance = Attendance()
         self._progress = Progress()
         self._connected_at: float | None = None
+        self._connecting_until: float | None = clock() + CONNECTING_S
+        """Until then it is no news that there is no broker yet; None: there was one."""
 
     def look(self) -> Facts:
         """Return what is known now. Raises nothing that is the world's."""
         now, sources = self._clock(), self._sources
         is_connected = sources.is_connected()
         self._connected_at = (now if self._connected_at is None else self._connected_at) if is_connected else None
+        if is_connected:
+            self._connecting_until = None
+        is_connecting = self._connecting_until is not None and now < self._connecting_until
         is_settled = self._connected_at is not None and now - self._connected_at >= SETTLING_S
         fleet = sources.committed()
         presence = self._attendance.seen(fleet.devices.values(), now, is_settled=is_settled)
@@ -87,7 +95,7 @@ class Looking:
             presence=presence if is_settled else None,
             peaks=self._peaks.read(lambda: tuple(sources.peaks()), now),
             rollouts=tuple(self._progress.seen(fleet.running.values(), now)),
-            is_connected=is_connected,
+            is_connected=None if is_connecting else is_connected,
             certificates=self._certificates.read(lambda: tuple(sources.certificates()), now),
             keys=self._keys.read(lambda: tuple(sources.keys()), now),
             mixers=self._mixers.read(lambda: tuple(sources.mixers()), now),
