@@ -21,6 +21,7 @@ def waiting_rollout(demo: Demo) -> Iterator[str]:
     """A rollout whose first device is watched for an hour: its deadline can be moved as long as a test takes."""
     demo.end_rollouts(MODEL)
     policy = {"waves": [1], "window_s": "1h", "window_max_s": "1h", "deadline_s": "2h", "requests_min": 0}
+    policy["priority"] = 9  # One that another test has aborted may still be calling devices back.
     made = demo.ask("/rollouts", {"model": MODEL, "version": VERSION, "policy": policy})
     yield str(made["id"])
     demo.end_rollouts(MODEL)
